@@ -1,0 +1,69 @@
+// The Python module dgm_fast._C.
+
+#include "cpu/table.h"
+#include "kernels.h"
+#include "reference_bridge.h"
+#include "registry.h"
+
+#include <torch/csrc/jit/python/pybind_utils.h>
+#include <torch/csrc/utils/pybind.h>
+
+namespace py = pybind11;
+
+namespace dgm_fast {
+namespace {
+
+// Leaked on purpose: a Python object must not be released after the interpreter has gone.
+py::object* reference_vjp_function = nullptr;
+
+const KernelTable* active_table = nullptr;
+std::string active_level;
+
+} // namespace
+
+const KernelTable& kernels() {
+  TORCH_CHECK(active_table != nullptr, "dgm_fast: no kernel library is loaded");
+  return *active_table;
+}
+
+std::vector<at::Tensor> reference_vjp(
+    const std::string& op,
+    const at::Tensor& grad,
+    const std::vector<c10::IValue>& arguments,
+    const c10::IValue& mask) {
+  py::gil_scoped_acquire gil;
+  TORCH_CHECK(reference_vjp_function != nullptr, "dgm_fast: the Python package is not loaded");
+  py::list values;
+  for (const auto& argument : arguments) {
+    values.append(torch::jit::toPyObject(argument));
+  }
+  py::list result = (*reference_vjp_function)(op, grad, values, torch::jit::toPyObject(mask));
+  std::vector<at::Tensor> gradients;
+  for (const auto& item : result) {
+    gradients.push_back(item.is_none() ? at::Tensor() : item.cast<at::Tensor>());
+  }
+  return gradients;
+}
+
+} // namespace dgm_fast
+
+PYBIND11_MODULE(_C, m) {
+  using namespace dgm_fast;
+  m.doc() = "Schemas, autograd and CPU dispatch of the dgm_fast ops.";
+  m.def("op_specs", [] {
+    py::list result;
+    for (const auto& spec : op_specs()) {
+      result.append(py::make_tuple(spec.name, spec.differentiable, spec.saved_outputs));
+    }
+    return result;
+  });
+  m.def("set_reference_vjp", [](py::object function) {
+    delete reference_vjp_function;
+    reference_vjp_function = new py::object(std::move(function));
+  });
+  m.def("use_kernels", [](const py::capsule& table, std::string level) {
+    active_table = table.get_pointer<const KernelTable>();
+    active_level = std::move(level);
+  });
+  m.def("active_isa", [] { return active_level; });
+}

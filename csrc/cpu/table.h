@@ -1,0 +1,174 @@
+// What a kernel library offers: one table per instruction-set level, filled by the family files.
+#pragma once
+
+#include "operand.h"
+
+namespace dgm_fast {
+
+// Rows of events: values in, one number per row out, or gradients of the operands.
+// Gradient pointers are null where not wanted; they are dense [rows, size] in the operand's dtype,
+// except `partial` gradients of an operand shared by all rows: [chunks, size] in the sum's dtype.
+// `stream` asks to write dense gradients past the caches.
+struct BernoulliArgs {
+  int64_t rows, size;
+  Operand logits, x;
+  void* out; // [rows]
+  bool invalid; // set when x has a value outside [0, 1]
+};
+
+struct BernoulliGradArgs {
+  int64_t rows, size;
+  Operand logits, x;
+  const void* grad; // [rows]
+  void* grad_logits;
+  void* grad_x; // in the sum's dtype
+  bool stream;
+};
+
+struct GaussianArgs {
+  int64_t rows, size;
+  Operand x, mean, log_var;
+  void* out;
+};
+
+struct GaussianGradArgs {
+  int64_t rows, size, chunks;
+  Operand x, mean, log_var;
+  const void* grad;
+  void *grad_x, *grad_mean, *grad_log_var; // dense, or partial where the operand is shared
+  bool stream;
+};
+
+// logits [outer, classes, inner]; the last `event` of inner are summed.
+struct CategoricalArgs {
+  int64_t outer, classes, inner, event;
+  Operand logits, x;
+  void* out; // [outer, inner / event]
+  bool invalid;
+};
+
+struct CategoricalGradArgs {
+  int64_t outer, classes, inner, event;
+  Operand logits, x;
+  const void* grad; // [outer, inner / event]
+  void* grad_logits;
+  bool stream;
+};
+
+struct KlArgs {
+  int64_t rows, size;
+  Operand mean, log_var, prior_mean, prior_log_var;
+  void* out;
+};
+
+struct KlGradArgs {
+  int64_t rows, size, chunks;
+  Operand mean, log_var, prior_mean, prior_log_var;
+  const void* grad;
+  void *grad_mean, *grad_log_var, *grad_prior_mean, *grad_prior_log_var;
+};
+
+// [batch, size] parameters and [batch, samples, size] noise, all contiguous, one dtype.
+struct ReparameterizeArgs {
+  int64_t batch, samples, size;
+  Dtype dtype;
+  const void *mean, *log_var, *eps;
+  void* z;
+};
+
+struct ReparameterizeGradArgs {
+  int64_t batch, samples, size;
+  Dtype dtype;
+  const void *grad, *log_var, *eps;
+  void *grad_mean, *grad_log_var;
+};
+
+// [outer, count, inner] contiguous.
+struct LogMeanExpArgs {
+  int64_t outer, count, inner;
+  Dtype dtype;
+  const void* log_w;
+  void* out; // [outer, inner]
+};
+
+struct LogMeanExpGradArgs {
+  int64_t outer, count, inner;
+  Dtype dtype;
+  const void *log_w, *out, *grad;
+  void* grad_log_w;
+};
+
+enum class Likelihood : int32_t { Bernoulli = 0, Gaussian = 1, Categorical = 2 };
+
+// Decoder outputs [batch, samples, (classes,) size] contiguous in `dtype`. The log-variance of a Gaussian
+// has strides (in elements) over batch, samples and size, any of them 0. Everything else is contiguous
+// and in the sum's dtype: x [batch, size] (categorical: int32), latents [batch, (samples,) latent].
+struct BoundArgs {
+  Likelihood likelihood;
+  Dtype dtype;
+  int64_t batch, samples, classes, size, latent;
+  const void* out;
+  const void* out_log_var;
+  int64_t log_var_stride[3];
+  const void* x;
+  const void *z, *mean, *log_var;
+  const void* log_prior; // [batch, samples], null for a standard normal prior
+};
+
+struct ElboArgs {
+  BoundArgs in; // samples = 1, no z
+  double beta;
+  void* elbo; // [batch]
+  bool invalid;
+};
+
+struct ElboGradArgs {
+  BoundArgs in;
+  double beta;
+  const void* grad; // [batch]
+  void *grad_out, *grad_out_log_var, *grad_x, *grad_mean, *grad_log_var;
+  bool stream; // grad_out
+};
+
+struct IwaeArgs {
+  BoundArgs in;
+  void* bound; // [batch]
+  void* log_w; // [batch, samples]
+  bool invalid;
+};
+
+// grad_out_log_var is dense [batch, samples, size] when log_var_stride[1] != 0, else [batch, size] or,
+// with log_var_stride[2] == 0, [batch]; in the sum's dtype unless dense.
+struct IwaeGradArgs {
+  BoundArgs in;
+  bool stop_score;
+  const void *grad, *bound, *log_w;
+  void *grad_out, *grad_out_log_var, *grad_x, *grad_z, *grad_mean, *grad_log_var, *grad_log_prior;
+  bool stream; // grad_out
+};
+
+struct KernelTable {
+  void (*bernoulli)(BernoulliArgs&);
+  void (*bernoulli_grad)(const BernoulliGradArgs&);
+  void (*gaussian)(const GaussianArgs&);
+  void (*gaussian_grad)(const GaussianGradArgs&);
+  void (*categorical)(CategoricalArgs&);
+  void (*categorical_grad)(const CategoricalGradArgs&);
+  void (*gaussian_kl)(const KlArgs&);
+  void (*gaussian_kl_grad)(const KlGradArgs&);
+  void (*reparameterize)(const ReparameterizeArgs&);
+  void (*reparameterize_grad)(const ReparameterizeGradArgs&);
+  void (*log_mean_exp)(const LogMeanExpArgs&);
+  void (*log_mean_exp_grad)(const LogMeanExpGradArgs&);
+  void (*elbo)(ElboArgs&);
+  void (*elbo_grad)(const ElboGradArgs&);
+  void (*iwae_bound)(IwaeArgs&);
+  void (*iwae_bound_grad)(const IwaeGradArgs&);
+};
+
+// Each family file fills its own entries.
+void fill_likelihood(KernelTable& table);
+void fill_latent(KernelTable& table);
+void fill_bounds(KernelTable& table);
+
+} // namespace dgm_fast

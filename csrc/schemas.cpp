@@ -1,0 +1,86 @@
+#include "registry.h"
+
+#include <stdexcept>
+#include <unordered_map>
+
+#include <torch/library.h>
+
+namespace dgm_fast {
+
+const std::vector<OpSpec>& op_specs() {
+  static const std::vector<OpSpec> specs = {
+      {"bernoulli_log_prob", "Tensor logits, Tensor x, int event_ndim", "Tensor", {0, 1}, 0},
+      {"gaussian_log_prob",
+       "Tensor x, Tensor mean, Tensor? log_var, int event_ndim",
+       "Tensor",
+       {0, 1, 2},
+       0},
+      {"categorical_log_prob",
+       "Tensor logits, Tensor x, int class_dim, int event_ndim",
+       "Tensor",
+       {0},
+       0},
+      {"gaussian_kl",
+       "Tensor mean, Tensor log_var, Tensor? prior_mean, Tensor? prior_log_var, int event_ndim",
+       "Tensor",
+       {0, 1, 2, 3},
+       0},
+      {"reparameterize", "Tensor mean, Tensor log_var, Tensor eps", "Tensor", {0, 1}, 0},
+      {"log_mean_exp", "Tensor log_w, int dim", "Tensor", {0}, 1},
+      {"elbo",
+       "Tensor out, Tensor? out_log_var, Tensor x, Tensor mean, Tensor log_var, int likelihood, "
+       "float beta",
+       "Tensor",
+       {0, 1, 2, 3, 4},
+       0},
+      {"iwae_bound",
+       "Tensor out, Tensor? out_log_var, Tensor x, Tensor z, Tensor mean, Tensor log_var, "
+       "Tensor? log_prior, int likelihood, bool stop_score",
+       "(Tensor, Tensor)",
+       {0, 1, 2, 3, 4, 5, 6},
+       2},
+  };
+  return specs;
+}
+
+const OpSpec& op_spec(const std::string& name) {
+  static const auto* index = [] {
+    auto* map = new std::unordered_map<std::string, const OpSpec*>();
+    for (const auto& spec : op_specs()) {
+      map->emplace(spec.name, &spec);
+    }
+    return map;
+  }();
+  auto found = index->find(name);
+  if (found == index->end()) {
+    throw std::out_of_range("dgm_fast: no op named " + name);
+  }
+  return *found->second;
+}
+
+namespace {
+
+std::string backward_schema(const OpSpec& spec) {
+  std::string text = std::string(spec.name) + kBackwardSuffix + "(Tensor grad, ";
+  for (int64_t i = 0; i < spec.saved_outputs; ++i) {
+    text += "Tensor saved_" + std::to_string(i) + ", ";
+  }
+  const auto count = spec.differentiable.size();
+  text += std::string(spec.arguments) + ", bool[" + std::to_string(count) + "] mask) -> ";
+  std::string gradients = "Tensor";
+  for (size_t i = 1; i < count; ++i) {
+    gradients += ", Tensor";
+  }
+  return text + (count == 1 ? gradients : "(" + gradients + ")");
+}
+
+} // namespace
+} // namespace dgm_fast
+
+TORCH_LIBRARY(dgm_fast, m) {
+  for (const auto& spec : dgm_fast::op_specs()) {
+    const auto forward = std::string(spec.name) + "(" + spec.arguments + ") -> " + spec.returns;
+    m.def(forward.c_str());
+    m.def(dgm_fast::backward_schema(spec).c_str());
+  }
+}

@@ -1,0 +1,72 @@
+"""One entry for every data set by the name a user types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dgm_fast.data.dataset import BINARIZE_MODES, LIKELIHOODS, DataError, Dataset
+from dgm_fast.data.digits import load_digits
+from dgm_fast.data.mnist import load_mnist
+from dgm_fast.data.npz import load_npz
+
+_DEFAULT_ROOT = Path("~/.cache/dgm_fast")
+
+
+def load_dataset(
+    source: str,
+    *,
+    likelihood: str | None = None,
+    binarize: str | None = None,
+    threshold: float | None = None,
+    num_dims: int | None = None,
+    num_classes: int | None = None,
+    layout: str = "auto",
+    root: str | Path | None = None,
+) -> Dataset:
+    """Load "digits", "mnist" or the ``.npz`` file at a path.
+
+    Args:
+        source: "digits", "mnist", or a path that ends in ``.npz``.
+        likelihood: None chooses what fits the data; see the loaders.
+        binarize: None (the loader's default), "none", "threshold", "static" or "dynamic".
+        threshold: the level from which a pixel is 1, for "threshold".
+        num_dims, num_classes, layout: how to read an ``.npz`` file; see
+            :func:`dgm_fast.data.load_npz`.
+        root: directory of the MNIST files, ``~/.cache/dgm_fast`` by default.
+
+    Raises:
+        DataError: if the name is unknown, an option does not belong to the source, or the data
+            cannot be used.
+        MissingExtraError: if a package that the source needs is not installed.
+    """
+    if likelihood is not None and likelihood not in LIKELIHOODS:
+        raise DataError(f"likelihood must be one of {LIKELIHOODS}, got {likelihood!r}")
+    if binarize is not None and binarize not in BINARIZE_MODES:
+        raise DataError(f"binarize must be one of {BINARIZE_MODES}, got {binarize!r}")
+    if threshold is not None:
+        if binarize is None:
+            binarize = "threshold"
+        elif binarize != "threshold":
+            raise DataError(f"threshold belongs to binarize 'threshold', got {binarize!r}")
+    if source in ("digits", "mnist"):
+        for name, value in (("num_dims", num_dims), ("num_classes", num_classes)):
+            if value is not None:
+                raise DataError(f"{name} describes an .npz file and does not apply to {source}")
+        if layout != "auto":
+            raise DataError(f"layout describes an .npz file and does not apply to {source}")
+    if source == "digits":
+        return load_digits(likelihood=likelihood, mode=binarize or "none", threshold=threshold)
+    if source == "mnist":
+        directory = Path(root) if root is not None else _DEFAULT_ROOT.expanduser()
+        return load_mnist(directory, likelihood=likelihood, mode=binarize, threshold=threshold)
+    if source.endswith(".npz"):
+        return load_npz(
+            source,
+            likelihood=likelihood,
+            mode=binarize or "none",
+            threshold=threshold,
+            num_dims=num_dims,
+            num_classes=num_classes,
+            layout=layout,
+        )
+    raise DataError(f"unknown data set {source!r}: use digits, mnist or a path ending in .npz")

@@ -1,0 +1,5 @@
+"""Drop-in modules."""
+
+from dgm_fast.nn.mlp import MLP
+
+__all__ = ["MLP"]

@@ -1,0 +1,57 @@
+"""Registration: schema, fake, autograd and backend choice of every op in the namespace ``dgm_fast::``."""
+
+from dgm_fast.ops._backend import (
+    BACKENDS,
+    backend,
+    check_values,
+    explain,
+    get_backend,
+    use_kernel,
+    values_checked,
+)
+from dgm_fast.ops._extension import (
+    ISA_LEVELS,
+    active_isa,
+    built_isas,
+    machine_isa,
+    missing,
+    runnable_isas,
+    use_isa,
+)
+from dgm_fast.ops._registry import SPECS, OpSpec, differentiable_arguments
+from dgm_fast.ops.latent import elbo, gaussian_kl, iwae_bound, log_mean_exp, reparameterize
+from dgm_fast.ops.likelihood import (
+    LIKELIHOODS,
+    bernoulli_log_prob,
+    categorical_log_prob,
+    gaussian_log_prob,
+)
+
+__all__ = [
+    "BACKENDS",
+    "ISA_LEVELS",
+    "LIKELIHOODS",
+    "SPECS",
+    "OpSpec",
+    "active_isa",
+    "backend",
+    "bernoulli_log_prob",
+    "built_isas",
+    "categorical_log_prob",
+    "check_values",
+    "differentiable_arguments",
+    "elbo",
+    "explain",
+    "gaussian_kl",
+    "gaussian_log_prob",
+    "get_backend",
+    "iwae_bound",
+    "log_mean_exp",
+    "machine_isa",
+    "missing",
+    "reparameterize",
+    "runnable_isas",
+    "use_isa",
+    "use_kernel",
+    "values_checked",
+]

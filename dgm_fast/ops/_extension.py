@@ -1,0 +1,105 @@
+"""Finding and loading what was built: the C++ extension with its instruction-set levels, and Triton."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import platform
+import warnings
+from types import ModuleType
+
+import torch
+
+ISA_LEVELS = ("baseline", "avx2", "avx512")
+_CAPABILITY_LEVEL = {"AVX2": 1, "AVX512": 2}
+
+_missing: list[str] = []
+
+
+def _report_missing(what: str) -> None:
+    _missing.append(what)
+    warnings.warn(f"dgm_fast: {what}", RuntimeWarning, stacklevel=3)
+
+
+def missing() -> list[str]:
+    """What this installation lacks, one sentence each (empty when complete)."""
+    return list(_missing)
+
+
+def machine_isa() -> str:
+    """The highest instruction-set level this processor runs, as PyTorch sees it."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return "baseline"
+    return ISA_LEVELS[_CAPABILITY_LEVEL.get(torch.backends.cpu.get_cpu_capability(), 0)]
+
+
+def built_isas() -> list[str]:
+    """The levels whose kernel library is installed, lowest first."""
+    return [i for i in ISA_LEVELS if importlib.util.find_spec(f"dgm_fast._kernels_{i}")]
+
+
+def runnable_isas() -> list[str]:
+    """The built levels that this processor can execute, lowest first."""
+    highest = ISA_LEVELS.index(machine_isa())
+    return [i for i in built_isas() if ISA_LEVELS.index(i) <= highest]
+
+
+def use_isa(level: str) -> None:
+    """Route every C++ op to the kernels of one level: "baseline", "avx2" or "avx512".
+
+    Raises:
+        ValueError: if the level is unknown, not built, or not supported by this processor.
+    """
+    if extension is None:
+        raise ValueError("use_isa needs the C++ extension, which is not built")
+    if level not in runnable_isas():
+        raise ValueError(
+            f"instruction-set level must be one of {runnable_isas()} on this machine, got {level!r}"
+        )
+    kernels = importlib.import_module(f"dgm_fast._kernels_{level}")
+    extension.use_kernels(kernels.table, level)
+
+
+def active_isa() -> str | None:
+    """The level in use, or None without the extension."""
+    return extension.active_isa() if extension is not None else None
+
+
+def _load_extension() -> ModuleType | None:
+    try:
+        return importlib.import_module("dgm_fast._C")
+    except ImportError as error:
+        if importlib.util.find_spec("dgm_fast._C") is None:
+            reason = "the C++ extension is not built"
+        else:
+            # A present but unloadable library is nearly always one built against another torch.
+            reason = f"the C++ extension does not load ({error}); rebuild it against this torch"
+        _report_missing(
+            f"{reason}; ops run as plain PyTorch. Install with a C++ compiler and "
+            "`pip install --no-build-isolation .` for the fused kernels"
+        )
+        return None
+
+
+@functools.cache
+def triton_available() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def triton_interpreted() -> bool:
+    """Whether Triton kernels run in its CPU interpreter in this process (TRITON_INTERPRET=1)."""
+    return triton_available() and os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+extension = _load_extension()
+if extension is not None:
+    _asked = os.environ.get("DGM_FAST_ISA", "")
+    try:
+        use_isa(_asked or runnable_isas()[-1])
+    except ValueError as error:
+        raise ValueError(f"DGM_FAST_ISA={_asked}: {error}") from None
+if torch.cuda.is_available() and not triton_available():
+    _report_missing("Triton is not installed; on CUDA tensors ops run as plain PyTorch")

@@ -1,0 +1,14 @@
+"""Progress as plain lines, where there is no terminal to draw a bar on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+
+def numbered(items: Iterable[Any], total: int) -> Iterator[Any]:
+    """The items, announcing each by number and name on stderr."""
+    for number, item in enumerate(items, 1):
+        print(f"[{number}/{total}] {item.name}", file=sys.stderr, flush=True)
+        yield item

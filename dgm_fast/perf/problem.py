@@ -1,0 +1,103 @@
+"""One case made concrete on a device: inputs, output gradients, and the variants that compete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dgm_fast.perf.registry import Case, Cost, Inputs
+
+OURS, EAGER, COMPILE = "ours", "eager", "compile"
+# Every variant but ours: a peer keeps the name the case gave it.
+MODES = ("forward", "backward", "both", "second")
+
+Function = Callable[..., Tensor]
+
+
+@dataclass
+class Problem:
+    """Inputs (several equal copies when caches must be cold) and what is fed into backward."""
+
+    case: Case
+    device: torch.device
+    copies: list[Inputs]
+    # Dense, of both signs: an expanded or constant gradient lets kernels skip work that training
+    # needs.
+    grad_out: Tensor
+    second_grads: dict[str, Tensor]
+    cost: Cost
+
+    @property
+    def inputs(self) -> Inputs:
+        return self.copies[0]
+
+    def wanted(self, copy: int = 0) -> list[Tensor]:
+        inputs = self.copies[copy]
+        return [inputs[name] for name in self.case.grads]
+
+
+def make_problem(
+    case: Case, device: torch.device, *, seed: int = 0, cold_bytes: int = 0
+) -> Problem:
+    """Inputs of ``case`` on ``device``; copies rotate until they fill ``cold_bytes``."""
+    inputs = case.inputs(device, seed)
+    with torch.no_grad():
+        out = case.eager(**inputs)
+    generator = torch.Generator().manual_seed(seed + 1)
+    grad_out = torch.randn(out.shape, generator=generator, dtype=torch.float32)
+    second = {
+        name: torch.randn(inputs[name].shape, generator=generator, dtype=torch.float32).to(
+            device, inputs[name].dtype
+        )
+        for name in (case.grads if case.second_order else ())
+    }
+    size = sum(t.nbytes for t in inputs.values())
+    num_copies = min(64, 1 + cold_bytes // max(size, 1)) if cold_bytes else 1
+    copies = [inputs] + [
+        {k: v.detach().clone().requires_grad_(v.requires_grad) for k, v in inputs.items()}
+        for _ in range(num_copies - 1)
+    ]
+    return Problem(
+        case, device, copies, grad_out.to(device, out.dtype), second, case.cost(inputs, out)
+    )
+
+
+def variants(case: Case, *, compiled: bool = True) -> dict[str, Function]:
+    """The functions to time, by name. ``torch.compile`` is fresh: Dynamo forgets earlier cases.
+
+    Dynamo gives up on a function after a few recompilations, so without the reset later cases
+    would be timed as eager code under the name of the compiler.
+    """
+    chosen: dict[str, Function] = {EAGER: case.eager}
+    if compiled:
+        torch._dynamo.reset()
+        chosen[COMPILE] = torch.compile(case.eager, dynamic=False)
+    chosen.update(case.peers)
+    chosen[OURS] = case.ours
+    return chosen
+
+
+def first_order(
+    function: Function, inputs: Inputs, wanted: Sequence[Tensor], grad_out: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Value and gradients. Gradients are returned, never accumulated into ``.grad``."""
+    out = function(**inputs)
+    return out, torch.autograd.grad(out, wanted, grad_out)
+
+
+def second_order(
+    function: Function,
+    inputs: Inputs,
+    wanted: Sequence[Tensor],
+    grad_out: Tensor,
+    second_grads: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    """Gradients of (gradients . second_grads): a Hessian-vector product."""
+    grads = torch.autograd.grad(function(**inputs), wanted, grad_out, create_graph=True)
+    pairs = [(g, v) for g, v in zip(grads, second_grads, strict=True) if g.requires_grad]
+    return torch.autograd.grad(
+        [g for g, _ in pairs], wanted, [v for _, v in pairs], materialize_grads=True
+    )

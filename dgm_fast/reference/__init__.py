@@ -1,0 +1,31 @@
+"""Plain differentiable PyTorch for every op: ground truth, fallback and benchmark baseline.
+
+Each function states the textbook formula and nothing else: no argument checks, no dispatch. Inputs of
+reduced precision are promoted to float32 first, as the kernels do.
+"""
+
+from dgm_fast.reference.latent import (
+    elbo,
+    gaussian_kl,
+    iwae_bound,
+    iwae_log_weights,
+    log_mean_exp,
+    reparameterize,
+)
+from dgm_fast.reference.likelihood import (
+    bernoulli_log_prob,
+    categorical_log_prob,
+    gaussian_log_prob,
+)
+
+__all__ = [
+    "bernoulli_log_prob",
+    "categorical_log_prob",
+    "elbo",
+    "gaussian_kl",
+    "gaussian_log_prob",
+    "iwae_bound",
+    "iwae_log_weights",
+    "log_mean_exp",
+    "reparameterize",
+]

@@ -1,0 +1,217 @@
+"""A run from its configuration: data, model, trainer, final evaluation and images."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from dgm_fast.data import Dataset, load_dataset
+from dgm_fast.ops import backend
+from dgm_fast.train.batches import BatchOrder
+from dgm_fast.train.config import TrainConfig
+from dgm_fast.train.evaluate import means, per_row, summary
+from dgm_fast.train.files import write_json
+from dgm_fast.train.interrupt import StopSignals
+from dgm_fast.train.progress import Progress
+from dgm_fast.train.registry import get_kind
+from dgm_fast.train.run_directory import RunDirectory, RunDirectoryError
+from dgm_fast.train.samples import write_reconstructions, write_samples
+from dgm_fast.train.step import LossStep
+from dgm_fast.train.trainer import Trainer
+
+# Rows per call of an evaluation: the models chunk their samples, so this only bounds [B, K, D] of a
+# validation bound.
+_EVALUATION_BATCH = 100
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto" is CUDA where it is available, else the CPU.
+
+    Raises:
+        ValueError: if the device is unknown or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here: {error}") from error
+    return device
+
+
+@contextlib.contextmanager
+def execution(config: TrainConfig) -> Iterator[None]:
+    """The backend and number of threads of a configuration, for a while."""
+    threads = torch.get_num_threads()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    try:
+        with backend(config.backend):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@dataclass
+class Session:
+    """A model with its data, ready to train or to go on."""
+
+    config: TrainConfig
+    model: nn.Module
+    dataset: Dataset
+    trainer: Trainer
+
+
+def data_fingerprint(dataset: Dataset) -> str:
+    """SHA-256 of all rows, so that a run is not resumed on other data."""
+    digest = hashlib.sha256()
+    for rows in dataset.splits().values():
+        digest.update(str(tuple(rows.shape)).encode())
+        digest.update(rows.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def build(
+    config: TrainConfig,
+    *,
+    progress: Progress | None = None,
+    signals: StopSignals | None = None,
+    on_step: Callable[[Trainer], None] | None = None,
+    dataset: Dataset | None = None,
+) -> Session:
+    """Load the data, seed, and build model, optimizer and trainer of a configuration.
+
+    Args:
+        config: the run.
+        progress, signals, on_step: as for :class:`Trainer`.
+        dataset: instead of loading ``config.data``.
+    """
+    device = resolve_device(config.device)
+    if dataset is None:
+        dataset = load_dataset(**config.data)
+    dataset = dataset.to(device)
+    torch.manual_seed(config.seed)
+    kind = get_kind(config.kind)
+    options = {**kind.options, **config.model}
+    model = kind.build(dataset, options).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    scheduler = None
+    if config.schedule == "cosine":
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
+    loss: Any = model.loss
+    if config.compile:
+        loss = torch.compile(loss)
+
+    def evaluate(trained: nn.Module) -> dict[str, float]:
+        return means(
+            per_row(
+                trained,
+                dataset.valid,
+                kind.validate,
+                convert=dataset.model_input,
+                batch_size=_EVALUATION_BATCH,
+            )
+        )
+
+    trainer = Trainer(
+        model,
+        LossStep(loss, optimizer, scheduler),
+        dataset,
+        BatchOrder(len(dataset.train), config.batch_size, config.seed, device),
+        evaluate,
+        max_epochs=config.epochs,
+        patience=config.patience,
+        progress=progress,
+        signals=signals,
+        on_step=on_step,
+    )
+    return Session(config, model, dataset, trainer)
+
+
+def run_record(session: Session) -> dict[str, Any]:
+    """What ``config.json`` holds: the configuration, and notes on data and machine."""
+    return {
+        **session.config.to_json(),
+        "_data_sha256": data_fingerprint(session.dataset),
+        "_environment": {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
+    }
+
+
+def resume(session: Session, run: RunDirectory, which: str = "last") -> bool:
+    """Take up the saved state of a run; False if the run stopped before its first save.
+
+    Raises:
+        CheckpointError: if the state cannot be read.
+        RunDirectoryError: if the data or the model are not those of the run.
+    """
+    recorded = run.read_config().get("_data_sha256")
+    if recorded != data_fingerprint(session.dataset):
+        raise RunDirectoryError(
+            f"{run.path}: the data ({session.dataset.name}) are not those the run began with"
+        )
+    session.trainer.run = run
+    if not run.last_path.exists() and not run.best_path.exists():
+        return False
+    state = run.load(which, resolve_device(session.config.device))
+    try:
+        session.trainer.load_state_dict(state)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise RunDirectoryError(
+            f"{run.path}: {which}.pt does not fit the run's configuration ({error})"
+        ) from error
+    return True
+
+
+def evaluate_test(
+    session: Session, on_batch: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Test figures: importance-sampled NLL and the bound, in nats and bits per dimension."""
+    config, dataset = session.config, session.dataset
+    kind = get_kind(config.kind)
+    values = per_row(
+        session.model,
+        dataset.test,
+        lambda model, x: kind.test(model, x, config.eval_samples),
+        convert=dataset.model_input,
+        batch_size=_EVALUATION_BATCH,
+        on_batch=on_batch,
+    )
+    trainer = session.trainer
+    results: dict[str, Any] = {
+        "split": "test",
+        "rows": len(dataset.test),
+        "eval_samples": config.eval_samples,
+        "epochs": trainer.epoch,
+        "best_epoch": trainer.best_epoch,
+        "best_valid": trainer.best,
+        "stopped_early": trainer.stopped_early,
+    }
+    results |= summary(values, dataset.num_dims)
+    bad = [k for k, v in results.items() if isinstance(v, float) and not math.isfinite(v)]
+    if bad:
+        raise ArithmeticError(f"the test evaluation gave non-finite figures: {', '.join(bad)}")
+    return results
+
+
+def write_outputs(session: Session, run: RunDirectory, results: dict[str, Any]) -> list[str]:
+    """Write ``results.json`` and, for image data, the image grids; returns the file names."""
+    written = []
+    if session.dataset.image_shape is not None:
+        write_samples(run.samples_path, session.model, session.dataset)
+        write_reconstructions(run.reconstructions_path, session.model, session.dataset)
+        written += [run.samples_path.name, run.reconstructions_path.name]
+    write_json(run.results_path, results)
+    return [run.results_path.name, *written]

@@ -1,0 +1,1 @@
+"""Triton kernels and thin launchers; no autograd, no validation. Installed as ``dgm_fast.kernels``."""

@@ -1,0 +1,104 @@
+"""The public functions under backend("triton"), on CPU tensors in Triton's interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from dgm_fast.kernels import bernoulli
+
+import dgm_fast.functional as F
+from dgm_fast import ops
+
+pytestmark = [
+    pytest.mark.interpreter,
+    pytest.mark.skipif(ops.active_isa() is None, reason="the C++ extension is not built"),
+    pytest.mark.usefixtures("grouped"),
+]
+
+B, K, D, L = 4, 3, 11, 5
+
+
+def _leaf(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64).requires_grad_()
+
+
+def _calls() -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
+    """name -> (function of its differentiable arguments, arguments)."""
+    bits = (torch.rand(B, D) < 0.5).double()
+    index = torch.randint(0, 6, (B, D))
+    noise = torch.randn(B, K, L, dtype=torch.float64)
+
+    def iwae(out: Tensor, z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+        return F.iwae_bound(bits, out, z, mean, log_var)
+
+    def dreg(out: Tensor, mean: Tensor, log_var: Tensor, weight: Tensor) -> Tensor:
+        z = mean.unsqueeze(1) + (log_var / 2).exp().unsqueeze(1) * noise
+        logits = out + z @ weight
+        return F.iwae_bound(bits, logits, z, mean, log_var, estimator="dreg")
+
+    def sample(mean: Tensor, log_var: Tensor) -> Tensor:
+        return F.reparameterize(mean, log_var, K, generator=torch.Generator().manual_seed(3))
+
+    return {
+        "bernoulli": (lambda logits: F.bernoulli_log_prob(logits, bits), [_leaf(B, D)]),
+        "gaussian": (F.gaussian_log_prob, [_leaf(B, D), _leaf(B, D), _leaf(D)]),
+        "categorical": (lambda logits: F.categorical_log_prob(logits, index), [_leaf(B, 6, D)]),
+        "kl": (F.gaussian_kl, [_leaf(B, L), _leaf(B, L), _leaf(L), _leaf()]),
+        "reparameterize": (sample, [_leaf(B, L), _leaf(B, L)]),
+        "log_mean_exp": (F.log_mean_exp, [_leaf(B, K)]),
+        "elbo": (
+            lambda out, mean, log_var: F.elbo(bits, out, mean, log_var, beta=0.3),
+            [_leaf(B, D), _leaf(B, L), _leaf(B, L)],
+        ),
+        "iwae": (iwae, [_leaf(B, K, D), _leaf(B, K, L), _leaf(B, L), _leaf(B, L)]),
+        "dreg": (dreg, [_leaf(B, K, D), _leaf(B, L), _leaf(B, L), _leaf(L, D)]),
+    }
+
+
+@pytest.mark.parametrize("name", list(_calls()))
+def test_backend_triton_matches_the_reference(name: str) -> None:
+    call, args = _calls()[name]
+    results: dict[str, tuple[Any, ...]] = {}
+    for backend in ("triton", "reference"):
+        with ops.backend(backend):
+            out = call(*args)
+            results[backend] = (out, *torch.autograd.grad(out.square().sum(), args))
+    torch.testing.assert_close(results["triton"], results["reference"], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "gaussian", "kl", "iwae"])
+def test_second_derivatives(name: str) -> None:
+    call, args = _calls()[name]
+    results: dict[str, tuple[Any, ...]] = {}
+    for backend in ("triton", "reference"):
+        with ops.backend(backend):
+            first = torch.autograd.grad(call(*args).sum(), args, create_graph=True)
+            total = sum(g.square().sum() for g in first)
+            results[backend] = torch.autograd.grad(total, args, allow_unused=True)
+    torch.testing.assert_close(results["triton"], results["reference"], rtol=1e-11, atol=1e-11)
+
+
+def test_the_kernels_are_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+    launch = bernoulli.launch
+    monkeypatch.setattr(
+        bernoulli,
+        "launch",
+        lambda kernel, *args, **meta: (launched.append(kernel), launch(kernel, *args, **meta)),
+    )
+    call, args = _calls()["bernoulli"]
+    with ops.backend("triton"):
+        call(*args).sum().backward()
+    assert launched == [
+        bernoulli.bernoulli_log_prob_fwd_kernel,
+        bernoulli.bernoulli_log_prob_bwd_kernel,
+    ]
+    call(*args)
+    assert len(launched) == 2

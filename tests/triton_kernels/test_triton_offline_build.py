@@ -1,0 +1,150 @@
+"""Every Triton kernel compiles for the GPU targets, without spills, on a machine without a GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("offline builds need compiled kernels", allow_module_level=True)
+
+from helpers import offline_gpu
+
+# Registers per thread: 64 leave room for 32 warps on a multiprocessor, 80 for 24, 128 for 16.
+USUAL, WIDE = 80, 128
+
+B, K, D, C, L = 128, 50, 784, 17, 50
+
+
+def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
+    """name -> (launcher call, register bound)."""
+    from dgm_fast.kernels import latent, likelihood
+
+    def t(*shape: int) -> torch.Tensor:
+        return _meta(*shape, dtype=dtype)
+
+    def f(*shape: int) -> torch.Tensor:
+        return _meta(*shape, dtype=torch.float32)
+
+    x = _meta(B, 1, D, dtype=torch.uint8)
+    index = _meta(B, 1, D, dtype=torch.int64)
+    mean, log_var, z = t(B, L), t(B, L), t(B, K, L)
+    yes = [True] * 7
+
+    def bound(code: int, out: torch.Tensor, log_var_out: Any, data: torch.Tensor) -> Any:
+        return latent.iwae_bound_fwd(
+            out, log_var_out, data[:, 0], z, mean, log_var, None, code, False
+        )
+
+    return {
+        "bernoulli": (lambda: likelihood.bernoulli_log_prob_fwd(t(B, K, D), x, 1), USUAL),
+        "bernoulli backward": (
+            lambda: likelihood.bernoulli_log_prob_bwd(f(B, K), t(B, K, D), x, 1, [True, False]),
+            USUAL,
+        ),
+        "bernoulli backward to x": (
+            lambda: likelihood.bernoulli_log_prob_bwd(
+                f(B, K), t(B, K, D), t(B, 1, D), 1, [True, True]
+            ),
+            USUAL,
+        ),
+        "gaussian": (
+            lambda: likelihood.gaussian_log_prob_fwd(t(B, 1, D), t(B, K, D), t(B, K, D), 1),
+            USUAL,
+        ),
+        "gaussian backward": (
+            lambda: likelihood.gaussian_log_prob_bwd(
+                f(B, K), t(B, 1, D), t(B, K, D), t(D), 1, [False, True, True]
+            ),
+            WIDE,
+        ),
+        "categorical": (
+            lambda: likelihood.categorical_log_prob_fwd(t(B * K, C, D), index[:1, 0], 1, 1),
+            WIDE,
+        ),
+        "categorical backward": (
+            lambda: likelihood.categorical_log_prob_bwd(
+                f(B), t(B, 256, D), index[:, 0], 1, 1, [True]
+            ),
+            WIDE,
+        ),
+        "categorical, classes last": (
+            lambda: likelihood.categorical_log_prob_bwd(
+                f(B), t(B, D, 256), index[:, 0], 2, 1, [True]
+            ),
+            WIDE,
+        ),
+        "kl": (lambda: latent.gaussian_kl_fwd(mean, log_var, t(L), t(L), 1), WIDE),
+        "kl backward": (
+            lambda: latent.gaussian_kl_bwd(f(B), mean, log_var, t(L), t(L), 1, yes[:4]),
+            WIDE,
+        ),
+        "reparameterize": (lambda: latent.reparameterize_fwd(mean, log_var, z), USUAL),
+        "reparameterize backward": (
+            lambda: latent.reparameterize_bwd(z, mean, log_var, z, [True, True]),
+            USUAL,
+        ),
+        "log_mean_exp": (lambda: latent.log_mean_exp_fwd(t(B, K), 1), USUAL),
+        "log_mean_exp backward": (
+            lambda: latent.log_mean_exp_bwd(f(B), f(B), t(B, K), 1, [True]),
+            USUAL,
+        ),
+        "elbo": (
+            lambda: latent.elbo_fwd(t(B, D), t(B, D), t(B, D), mean, log_var, 1, 0.5),
+            WIDE,
+        ),
+        "iwae, bernoulli": (lambda: bound(0, t(B, K, D), None, x), WIDE),
+        "iwae, gaussian": (lambda: bound(1, t(B, K, D), t(D), t(B, 1, D)), WIDE),
+        "iwae, categorical": (lambda: bound(2, t(B, K, C, D), None, index), WIDE),
+        "iwae backward": (
+            lambda: latent.iwae_bound_bwd(
+                f(B),
+                f(B),
+                f(B, K),
+                t(B, K, D),
+                None,
+                x[:, 0],
+                z,
+                mean,
+                log_var,
+                None,
+                0,
+                False,
+                [False] * 3 + [True] * 3 + [False],
+            ),
+            WIDE,
+        ),
+    }
+
+
+CASES = list(_cases(torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CASES)
+def test_builds_without_spills(name: str, dtype: torch.dtype, pytestconfig: pytest.Config) -> None:
+    call, registers = _cases(dtype)[name]
+    builds = offline_gpu.build(call)
+    assert builds
+    pytestconfig.stash.setdefault(offline_gpu.BUILDS, []).append((f"{name}, {dtype}", builds))
+    for b in builds:
+        assert b.stack == 0, f"{b.kernel} spills {b.stack} bytes on sm_{b.target}"
+        assert b.registers <= registers, f"{b.kernel}: {b.registers} registers on sm_{b.target}"
+
+
+def test_every_kernel_is_built() -> None:
+    launched = {
+        launch.kernel.fn.__name__
+        for call, _ in _cases(torch.float32).values()
+        for launch in offline_gpu.record(call)
+    }
+    assert offline_gpu.kernels_of("dgm_fast.kernels") == launched
