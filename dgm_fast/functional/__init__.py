@@ -12,14 +12,28 @@ from dgm_fast.functional.likelihood import (
     categorical_log_prob,
     gaussian_log_prob,
 )
+from dgm_fast.functional.linear_head import (
+    linear_bernoulli_log_prob,
+    linear_categorical_log_prob,
+)
+from dgm_fast.functional.mixture import (
+    discretized_logistic_mixture_log_prob,
+    gaussian_mixture_log_prob,
+    sample_discretized_logistic_mixture,
+)
 
 __all__ = [
     "bernoulli_log_prob",
     "categorical_log_prob",
+    "discretized_logistic_mixture_log_prob",
     "elbo",
     "gaussian_kl",
     "gaussian_log_prob",
+    "gaussian_mixture_log_prob",
     "iwae_bound",
+    "linear_bernoulli_log_prob",
+    "linear_categorical_log_prob",
     "log_mean_exp",
     "reparameterize",
+    "sample_discretized_logistic_mixture",
 ]

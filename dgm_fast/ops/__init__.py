@@ -26,11 +26,21 @@ from dgm_fast.ops.likelihood import (
     categorical_log_prob,
     gaussian_log_prob,
 )
+from dgm_fast.ops.linear_head import (
+    PACKINGS,
+    linear_bernoulli_log_prob,
+    linear_categorical_log_prob,
+)
+from dgm_fast.ops.mixture import (
+    discretized_logistic_mixture_log_prob,
+    gaussian_mixture_log_prob,
+)
 
 __all__ = [
     "BACKENDS",
     "ISA_LEVELS",
     "LIKELIHOODS",
+    "PACKINGS",
     "SPECS",
     "OpSpec",
     "active_isa",
@@ -40,12 +50,16 @@ __all__ = [
     "categorical_log_prob",
     "check_values",
     "differentiable_arguments",
+    "discretized_logistic_mixture_log_prob",
     "elbo",
     "explain",
     "gaussian_kl",
     "gaussian_log_prob",
+    "gaussian_mixture_log_prob",
     "get_backend",
     "iwae_bound",
+    "linear_bernoulli_log_prob",
+    "linear_categorical_log_prob",
     "log_mean_exp",
     "machine_isa",
     "missing",

@@ -17,15 +17,27 @@ from dgm_fast.reference.likelihood import (
     categorical_log_prob,
     gaussian_log_prob,
 )
+from dgm_fast.reference.linear_head import (
+    linear_bernoulli_log_prob,
+    linear_categorical_log_prob,
+)
+from dgm_fast.reference.mixture import (
+    discretized_logistic_mixture_log_prob,
+    gaussian_mixture_log_prob,
+)
 
 __all__ = [
     "bernoulli_log_prob",
     "categorical_log_prob",
+    "discretized_logistic_mixture_log_prob",
     "elbo",
     "gaussian_kl",
     "gaussian_log_prob",
+    "gaussian_mixture_log_prob",
     "iwae_bound",
     "iwae_log_weights",
+    "linear_bernoulli_log_prob",
+    "linear_categorical_log_prob",
     "log_mean_exp",
     "reparameterize",
 ]

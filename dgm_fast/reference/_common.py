@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,3 +20,34 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
 def sum_event(t: Tensor, event_ndim: int) -> Tensor:
     """Sum over the last ``event_ndim`` dimensions (none when 0)."""
     return t.sum(dim=tuple(range(-event_ndim, 0))) if event_ndim else t
+
+
+def log_sum_exp(t: Tensor, dim: int, *, mean: bool = False) -> Tensor:
+    """log sum exp(t), or log mean exp(t), with the right limits.
+
+    Rows of -inf give -inf and zero gradient, a +inf entry gives +inf and a one-hot gradient;
+    ``torch.logsumexp`` differentiates both to NaN.
+    """
+    highest = t.detach().amax(dim, keepdim=True)
+    finite = highest.isfinite() | highest.isnan()
+    shifted = torch.where(finite, t - torch.where(finite, highest, 0.0), 0.0).exp()
+    total = shifted.mean(dim, keepdim=True) if mean else shifted.sum(dim, keepdim=True)
+    regular = total.log() + highest
+    at_inf = t == math.inf
+    count = at_inf.sum(dim, keepdim=True).clamp(min=1)
+    hot = torch.where(at_inf, t, 0.0).sum(dim, keepdim=True) / count
+    limit = torch.where(highest == math.inf, hot, highest)
+    return torch.where(finite, regular, limit).squeeze(dim)
+
+
+def log_weights(logits: Tensor, dim: int) -> Tensor:
+    """Log-softmax of mixture logits with the right limits, all of zero gradient.
+
+    Rows of -inf stay -inf; entries of +inf share the whole weight.
+    """
+    highest = logits.detach().amax(dim, keepdim=True)
+    hot = torch.where(logits == math.inf, 0.0, -math.inf).to(logits.dtype)
+    logits = torch.where(highest == math.inf, hot, logits)
+    empty = highest == -math.inf
+    weights = torch.log_softmax(torch.where(empty, 0.0, logits), dim)
+    return torch.where(empty, -math.inf, weights)

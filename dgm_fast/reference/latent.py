@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from dgm_fast.reference._common import compute_dtype, sum_event
+from dgm_fast.reference._common import compute_dtype, log_sum_exp, sum_event
 from dgm_fast.reference.likelihood import (
     bernoulli_log_prob,
     categorical_log_prob,
@@ -57,16 +55,7 @@ def log_mean_exp(log_w: Tensor, dim: int = -1) -> Tensor:
     Rows of -inf give -inf and zero gradient, a +inf entry gives +inf and a one-hot gradient;
     ``torch.logsumexp`` differentiates both to NaN.
     """
-    log_w = log_w.to(compute_dtype(log_w))
-    highest = log_w.detach().amax(dim, keepdim=True)
-    finite = highest.isfinite() | highest.isnan()
-    shifted = torch.where(finite, log_w - torch.where(finite, highest, 0.0), 0.0)
-    regular = shifted.exp().mean(dim, keepdim=True).log() + highest
-    at_inf = log_w == math.inf
-    count = at_inf.sum(dim, keepdim=True).clamp(min=1)
-    hot = torch.where(at_inf, log_w, 0.0).sum(dim, keepdim=True) / count
-    limit = torch.where(highest == math.inf, hot, highest)
-    return torch.where(finite, regular, limit).squeeze(dim)
+    return log_sum_exp(log_w.to(compute_dtype(log_w)), dim, mean=True)
 
 
 def decoder_log_prob(
