@@ -1,4 +1,4 @@
-"""A decoder's last linear layer and the likelihood of its logits in one op, which never stores the logits."""
+"""A decoder's last linear layer and its likelihood in one op, which never stores the logits."""
 
 from __future__ import annotations
 

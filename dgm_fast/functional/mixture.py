@@ -36,11 +36,11 @@ def discretized_logistic_mixture_log_prob(
         - \sigma\!\left(\tfrac{x_c - \delta - \mu_{kc}}{s_{kc}}\right)\right],
         \qquad \delta = \frac{1}{\text{levels} - 1}
 
-    The bin of x < -0.999 reaches to minus, that of x > 0.999 to plus infinity (with more
-    than 501 levels those edges move to half a half-bin from -1 and 1). A difference of at most 1e-5 is replaced by the
-    density at x times the bin's width; gradients are those of this piecewise definition. Log-scales
-    below -7 act as -7 and get no gradient. With three channels the means of green and blue depend on
-    the true colours before them:
+    The bin of x < -0.999 reaches to minus, that of x > 0.999 to plus infinity (with more than 501
+    levels those edges move to half a half-bin from -1 and 1). A difference of at most 1e-5 is replaced
+    by the density at x times the bin's width; gradients are those of this piecewise definition.
+    Log-scales below -7 act as -7 and get no gradient. With three channels the means of green and blue
+    depend on the true colours before them:
 
     .. math:: \mu_G \leftarrow \mu_G + \tanh(c_0)\, x_R, \qquad
         \mu_B \leftarrow \mu_B + \tanh(c_1)\, x_R + \tanh(c_2)\, x_G
