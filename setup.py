@@ -69,7 +69,9 @@ def extensions() -> tuple[list, dict]:
         CppExtension(
             "dgm_fast._C",
             sources("csrc/*.cpp"),
-            extra_compile_args=[*common, "-g0"],
+            # Without OpenMP at::parallel_for would run on one thread.
+            extra_compile_args=[*common, *openmp, "-g0"],
+            extra_link_args=openmp,
             include_dirs=[str(ROOT / "csrc")],
         )
     ]

@@ -29,6 +29,15 @@ inline void with_floating(Dtype dtype, F&& visit) {
   }
 }
 
+// visit(Type<A>{}) for operands that come in the sum's dtype.
+template <typename F>
+inline void with_sum_type(Dtype dtype, F&& visit) {
+  if (dtype == Dtype::Float64) {
+    return visit(Type<double>{});
+  }
+  return visit(Type<float>{});
+}
+
 // visit(Type<X>{}) for data beside parameters of type T: T itself, its sum's type, or uint8. The caller has
 // converted everything else.
 template <typename T, typename F>

@@ -14,8 +14,11 @@ struct RowMap {
   int ndim = 0;
   int64_t size[kMaxDims] = {};
   int64_t stride[kMaxDims] = {};
+  // Counted from this row: a tile of a larger tensor.
+  int64_t first = 0;
 
   int64_t operator()(int64_t row) const {
+    row += first;
     int64_t offset = 0;
     for (int d = ndim - 1; d > 0; --d) {
       const int64_t quotient = row / size[d];

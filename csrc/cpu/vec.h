@@ -275,6 +275,96 @@ inline Vec<A> at_most(const Vec<A>& v, A bound) {
   return at::vec::minimum(v, Vec<A>(bound));
 }
 
+// One truth value per lane: a mask register where there are some, else a vector of all-ones lanes.
+template <typename A>
+struct Mask {
+#if defined(CPU_CAPABILITY_AVX512)
+  uint32_t bits;
+
+  friend Mask operator|(Mask a, Mask b) {
+    return {a.bits | b.bits};
+  }
+  friend Mask operator&(Mask a, Mask b) {
+    return {a.bits & b.bits};
+  }
+  bool any() const {
+    return bits != 0;
+  }
+  bool all() const {
+    return bits == (1u << kLanes<A>)-1;
+  }
+#else
+  Vec<A> lanes;
+
+  friend Mask operator|(const Mask& a, const Mask& b) {
+    return {a.lanes | b.lanes};
+  }
+  friend Mask operator&(const Mask& a, const Mask& b) {
+    return {a.lanes & b.lanes};
+  }
+  // A lane that is set is a NaN, and so not equal to zero.
+  bool any() const {
+    return lanes.zero_mask() != (1 << kLanes<A>)-1;
+  }
+  bool all() const {
+    return lanes.zero_mask() == 0;
+  }
+#endif
+};
+
+// Comparisons are false on NaN.
+template <typename A>
+inline Mask<A> less(const Vec<A>& a, const Vec<A>& b) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<A, float>) {
+    return {_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ)};
+  } else {
+    return {_mm512_cmp_pd_mask(a, b, _CMP_LT_OQ)};
+  }
+#else
+  return {a < b};
+#endif
+}
+
+template <typename A>
+inline Mask<A> less_equal(const Vec<A>& a, const Vec<A>& b) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<A, float>) {
+    return {_mm512_cmp_ps_mask(a, b, _CMP_LE_OQ)};
+  } else {
+    return {_mm512_cmp_pd_mask(a, b, _CMP_LE_OQ)};
+  }
+#else
+  return {a <= b};
+#endif
+}
+
+template <typename A>
+inline Mask<A> equal(const Vec<A>& a, const Vec<A>& b) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<A, float>) {
+    return {_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)};
+  } else {
+    return {_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ)};
+  }
+#else
+  return {a == b};
+#endif
+}
+
+template <typename A>
+inline Vec<A> select(const Mask<A>& mask, const Vec<A>& yes, const Vec<A>& no) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<A, float>) {
+    return _mm512_mask_blend_ps(static_cast<__mmask16>(mask.bits), no, yes);
+  } else {
+    return _mm512_mask_blend_pd(static_cast<__mmask8>(mask.bits), no, yes);
+  }
+#else
+  return Vec<A>::blendv(no, yes, mask.lanes);
+#endif
+}
+
 // exp(v) = 2^n (1 + r + r^2 q(r)) with v = n ln 2 + r, |r| <= ln 2 / 2. The pieces, because expm1 and
 // exp - 1 - v need them apart where exp(v) - 1 would cancel.
 //
@@ -449,6 +539,24 @@ inline ExpMinus<double> exp_minus(const Vec<double>& v) {
   }
   const auto small = v.abs() < Vec<double>(0.25);
   return {one, Vec<double>::blendv(one - v, series * v * v, small)};
+}
+
+// exp(v) and exp(v) - 1, each to its own relative precision.
+template <typename A>
+struct ExpPair {
+  Vec<A> exp, minus_one;
+};
+
+inline ExpPair<float> exp_pair(const Vec<float>& v) {
+  const auto parts = exp_parts(at_most(at_least(v, -87.3f), 88.3f));
+  const Vec<float> near = parts.r + parts.tail;
+  const Vec<float> value = scale_by_power(near + Vec<float>(1.0f), parts.shifted_n);
+  const auto at_zero = equal(parts.n, Vec<float>(0.0f));
+  return {value, select(at_zero, near, value - Vec<float>(1.0f))};
+}
+
+inline ExpPair<double> exp_pair(const Vec<double>& v) {
+  return {v.exp(), v.expm1()};
 }
 
 // sigmoid(v) = 1 / (1 + exp(-v)).

@@ -12,8 +12,8 @@ from dgm_fast.reference._common import LOG_2PI, compute_dtype, log_sum_exp, log_
 
 # Log-scales of logistics below this act as this (Salimans et al. 2017).
 MIN_LOG_SCALE = -7.0
-# CDF differences below this give way to the density at the centre of the bin.
-MIN_CDF_DIFFERENCE = 1e-5
+# Log CDF differences up to this give way to the density at the centre of the bin.
+MIN_LOG_DIFFERENCE = math.log(1e-5)
 
 
 def edge(levels: int) -> float:
@@ -71,13 +71,16 @@ def discretized_logistic_mixture_log_prob(
     half_bin = 1.0 / (levels - 1)
     centre = (x - means) * inverse
     plus, minus = centre + half_bin * inverse, centre - half_bin * inverse
-    difference = torch.sigmoid(plus) - torch.sigmoid(minus)
-    density = centre - log_scales - 2.0 * F.softplus(centre) - math.log((levels - 1) / 2)
-    interior = torch.where(
-        difference > MIN_CDF_DIFFERENCE,
-        torch.log(difference.clamp(min=MIN_CDF_DIFFERENCE)),
-        density,
+    # log[CDF(plus) - CDF(minus)] without the cancellation of the difference itself.
+    log_difference = (
+        F.logsigmoid(plus)
+        + F.logsigmoid(-minus)
+        + torch.log(-torch.expm1(-2.0 * half_bin * inverse))
     )
+    density = (
+        F.logsigmoid(centre) + F.logsigmoid(-centre) - log_scales - math.log((levels - 1) / 2)
+    )
+    interior = torch.where(log_difference > MIN_LOG_DIFFERENCE, log_difference, density)
     outermost = edge(levels)
     log_prob = torch.where(
         x < -outermost,
