@@ -60,8 +60,9 @@ struct Term {
   Vec<A> d_mean, d_log_scale; // of the log-probability
 };
 
+// Inlined by force: as a call it would pass its vectors through memory.
 template <bool Grad, typename A>
-inline Term<A> logistic_term(
+[[gnu::always_inline]] inline Term<A> logistic_term(
     const Pixel<A>& pixel,
     const Vec<A>& mean,
     const Vec<A>& raw_log_scale,
@@ -69,7 +70,7 @@ inline Term<A> logistic_term(
   const Vec<A> zero(0);
   const Vec<A> one(1);
   const Vec<A> log_scale = at_least(raw_log_scale, A(kMinLogScale));
-  const Vec<A> inverse = fast_exp(log_scale.neg());
+  const Vec<A> inverse = exp_short(at_least(log_scale.neg(), A(-87)));
   const Vec<A> centre = (pixel.x - mean) * inverse;
   const Vec<A> m = centre.abs();
   const Vec<A> u = Vec<A>(constants.half_bin) * inverse;
@@ -116,9 +117,9 @@ inline Term<A> logistic_term(
     }
   }
   if constexpr (Grad) {
-    const Vec<A> reciprocal = one / divisor;
-    const Vec<A> d_centre = by_centre * reciprocal;
-    const Vec<A> d_scale = at::vec::fmadd(centre, d_centre, u * by_u * reciprocal);
+    const Vec<A> inverse_divisor = reciprocal(divisor);
+    const Vec<A> d_centre = by_centre * inverse_divisor;
+    const Vec<A> d_scale = at::vec::fmadd(centre, d_centre, u * by_u * inverse_divisor);
     term.d_mean = (inverse * d_centre).neg();
     const Vec<A> d_log_scale = select(direct, d_scale.neg(), d_scale.neg() - one);
     const auto clamped = less(raw_log_scale, Vec<A>(A(kMinLogScale)));
@@ -129,9 +130,9 @@ inline Term<A> logistic_term(
 
 // tanh without cancellation around 0.
 template <typename A>
-inline Vec<A> tanh_of(const Vec<A>& v) {
+[[gnu::always_inline]] inline Vec<A> tanh_of(const Vec<A>& v) {
   const Vec<A> minus = exp_pair(v.abs() * Vec<A>(-2)).minus_one;
-  const Vec<A> positive = minus.neg() / (Vec<A>(2) + minus);
+  const Vec<A> positive = minus.neg() * reciprocal(Vec<A>(2) + minus);
   return select(less(v, Vec<A>(0)), positive.neg(), positive);
 }
 
@@ -217,7 +218,7 @@ inline Vec<acc_t<T>> mixture_log_prob(
   Vec<A> linear(0);
   Vec<A> numerator(1);
   Vec<A> denominator(1);
-  const auto visit = [&](int c, const Vec<A>& mean) {
+  const auto visit = [&](int c, const Vec<A>& mean) __attribute__((always_inline)) {
     const auto term = logistic_term<Grad>(
         pixel[c], mean, parameters.at(parameters.row(1, k, c)), constants);
     linear = linear + term.linear;
@@ -253,7 +254,7 @@ inline Vec<acc_t<T>> mixture_log_prob(
       through(green_in_blue, d_blue * green).store(derivatives + 8 * lanes);
     }
   }
-  return linear + (numerator / denominator).log();
+  return linear + (numerator * reciprocal(denominator)).log();
 }
 
 // Sums of exponentials of the joint log-probabilities.

@@ -547,7 +547,7 @@ struct ExpPair {
   Vec<A> exp, minus_one;
 };
 
-inline ExpPair<float> exp_pair(const Vec<float>& v) {
+[[gnu::always_inline]] inline ExpPair<float> exp_pair(const Vec<float>& v) {
   const auto parts = exp_parts(at_most(at_least(v, -87.3f), 88.3f));
   const Vec<float> near = parts.r + parts.tail;
   const Vec<float> value = scale_by_power(near + Vec<float>(1.0f), parts.shifted_n);
@@ -559,18 +559,26 @@ inline ExpPair<double> exp_pair(const Vec<double>& v) {
   return {v.exp(), v.expm1()};
 }
 
-// sigmoid(v) = 1 / (1 + exp(-v)).
-inline Vec<float> sigmoid(const Vec<float>& v) {
-  const Vec<float> denominator =
-      Vec<float>(1.0f) + exp_short(at_most(at_least(v.neg(), -87.3f), 88.3f));
+// 1 / v for normal v whose reciprocal is normal too.
+inline Vec<float> reciprocal(const Vec<float>& v) {
 #if defined(CPU_CAPABILITY_AVX512)
   // An estimate and a Newton step (2^-28 relative) instead of a division, which holds its port for ten cycles.
-  const __m512 estimate = _mm512_rcp14_ps(denominator);
-  const __m512 residual = _mm512_fnmadd_ps(denominator, estimate, _mm512_set1_ps(1.0f));
+  const __m512 estimate = _mm512_rcp14_ps(v);
+  const __m512 residual = _mm512_fnmadd_ps(v, estimate, _mm512_set1_ps(1.0f));
   return _mm512_fmadd_ps(estimate, residual, estimate);
 #else
-  return Vec<float>(1.0f) / denominator;
+  return Vec<float>(1.0f) / v;
 #endif
+}
+
+inline Vec<double> reciprocal(const Vec<double>& v) {
+  return Vec<double>(1) / v;
+}
+
+// sigmoid(v) = 1 / (1 + exp(-v)).
+inline Vec<float> sigmoid(const Vec<float>& v) {
+  return reciprocal(
+      Vec<float>(1.0f) + exp_short(at_most(at_least(v.neg(), -87.3f), 88.3f)));
 }
 
 inline Vec<double> sigmoid(const Vec<double>& v) {
