@@ -193,6 +193,9 @@ void backward_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack
 
 TORCH_LIBRARY_IMPL(dgm_fast, Autograd, m) {
   for (const auto& spec : dgm_fast::op_specs()) {
+    if (spec.differentiable.empty()) {
+      continue;
+    }
     m.impl(
         spec.name, torch::CppFunction::makeFromBoxedFunction<&dgm_fast::forward_autograd>());
     m.impl(

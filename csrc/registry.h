@@ -12,7 +12,7 @@ struct OpSpec {
   // Arguments and returns of the forward op, in schema language.
   const char* arguments;
   const char* returns;
-  // Positions of the arguments that receive gradients.
+  // Positions of the arguments that receive gradients. None (samplers): the op has no backward.
   std::vector<int64_t> differentiable;
   // How many leading outputs backward takes; the first output is the differentiable one.
   int64_t saved_outputs;

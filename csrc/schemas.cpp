@@ -101,6 +101,8 @@ TORCH_LIBRARY(dgm_fast, m) {
   for (const auto& spec : dgm_fast::op_specs()) {
     const auto forward = std::string(spec.name) + "(" + spec.arguments + ") -> " + spec.returns;
     m.def(forward.c_str());
-    m.def(dgm_fast::backward_schema(spec).c_str());
+    if (!spec.differentiable.empty()) {
+      m.def(dgm_fast::backward_schema(spec).c_str());
+    }
   }
 }

@@ -136,6 +136,8 @@ def _evaluate(
     out = function(*inputs)
     outputs = out if isinstance(out, tuple | list) else (out,)
     results = {("value" if i == 0 else f"value {i + 1}", False): o for i, o in enumerate(outputs)}
+    if not wanted:
+        return results
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(outputs[0].shape, generator=generator)
     grads = torch.autograd.grad(

@@ -27,7 +27,7 @@ class OpSpec:
 
     ``reference`` and ``fake`` take the arguments of the schema, in its order. The Triton launchers are
     ``dgm_fast.kernels.<family>.<name>_fwd`` and ``_bwd``, with the signatures of the op and of its
-    backward op.
+    backward op. An op without differentiable arguments (a sampler) has no backward.
     """
 
     name: str
@@ -58,10 +58,11 @@ def register(spec: OpSpec) -> None:
     SPECS[spec.name] = spec
     if _library is None:
         return
-    backward = f"{spec.name}_backward"
-    torch.library.register_fake(f"{NAMESPACE}::{spec.name}", spec.fake, lib=_library)
-    torch.library.register_fake(f"{NAMESPACE}::{backward}", _backward_fake(spec), lib=_library)
-    for op, suffix in ((spec.name, "fwd"), (backward, "bwd")):
+    ops = {spec.name: ("fwd", spec.fake)}
+    if differentiable_arguments(spec.name):
+        ops[f"{spec.name}_backward"] = ("bwd", _backward_fake(spec))
+    for op, (suffix, fake) in ops.items():
+        torch.library.register_fake(f"{NAMESPACE}::{op}", fake, lib=_library)
         launch = _triton_launcher(spec.family, f"{spec.name}_{suffix}")
         if _extension.triton_available():
             _library.impl(op, launch, "CUDA")
