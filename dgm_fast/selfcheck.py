@@ -72,7 +72,7 @@ def check_op(
             message,
         )
 
-    floor = EPS_FACTOR * torch.finfo(dtype).eps
+    floor = EPS_FACTOR * torch.finfo(dtype).eps * (2 if dtype == torch.float64 else 1)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         args = spec.example(device, dtype)
@@ -90,6 +90,9 @@ def check_op(
     for key, expected in truth.items():
         quantity, is_gradient = key
         factor = GRADIENT_FACTOR if is_gradient else VALUE_FACTOR
+        if dtype == torch.float64:
+            # Two float64 results each make an error of their own: their difference holds both.
+            factor += 1
         limit = max(factor * allowed[key], floor)
         checks.append(entry(quantity, is_gradient, relative_error(ours[key], expected), limit))
     return checks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import cases_latent, cases_likelihood
+from helpers import cases_latent, cases_likelihood, cases_linear_head, cases_mixture
 from helpers.op_checks import (
     DTYPES,
     OpCase,
@@ -25,8 +25,9 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-CASES = [case.on("cuda") for case in cases_likelihood.CASES + cases_latent.CASES]
-LARGE = [case.on("cuda") for case in cases_likelihood.LARGE + cases_latent.LARGE]
+FAMILIES = (cases_likelihood, cases_latent, cases_mixture, cases_linear_head)
+CASES = [case.on("cuda") for family in FAMILIES for case in family.CASES]
+LARGE = [case.on("cuda") for family in FAMILIES for case in family.LARGE]
 FIRST = list({case.op: case for case in reversed(CASES)}.values())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import cases_latent, cases_likelihood
+from helpers import cases_latent, cases_likelihood, cases_linear_head, cases_mixture
 from helpers.op_checks import (
     DTYPES,
     OpCase,
@@ -19,8 +19,9 @@ from helpers.op_checks import (
 
 from dgm_fast import ops
 
-CASES = cases_likelihood.CASES + cases_latent.CASES
-LARGE = cases_likelihood.LARGE + cases_latent.LARGE
+FAMILIES = (cases_likelihood, cases_latent, cases_mixture, cases_linear_head)
+CASES = [case for family in FAMILIES for case in family.CASES]
+LARGE = [case for family in FAMILIES for case in family.LARGE]
 # One case an op for what is slow to compile.
 FIRST = list({case.op: case for case in reversed(CASES)}.values())
 WITH_BACKWARD = sorted(ops.SPECS)
