@@ -92,5 +92,73 @@ def _bound(log_likelihood: Tensor, z: Tensor, mean: Tensor, log_var: Tensor) -> 
     return log_mean_exp(log_likelihood + log_ratio)
 
 
+def discretized_logistic_mixture(params: Tensor, x: Tensor) -> Tensor:
+    """params [B, 10 M or 3 M, H, W] in channel-major packing, x [B, C, H, W] -> [B]."""
+    batch, channels, height, width = x.shape
+    params = params.to(_compute(params))
+    mixtures = params.shape[1] // (10 if channels == 3 else 3)
+    logits, rest = params[:, :mixtures], params[:, mixtures:]
+    rest = rest.view(batch, channels, -1, mixtures, height, width)
+    means, log_scales = rest[:, :, 0], rest[:, :, 1].clamp(min=-7.0)  # [B, C, M, H, W]
+    x = x.unsqueeze(2)
+    if channels == 3:
+        weight = torch.tanh(rest[:, :, 2])
+        red, green = x[:, 0], x[:, 1]
+        means = torch.stack(
+            [
+                means[:, 0],
+                means[:, 1] + weight[:, 0] * red,
+                means[:, 2] + weight[:, 1] * red + weight[:, 2] * green,
+            ],
+            1,
+        )
+    centre = x - means
+    inverse = torch.exp(-log_scales)
+    plus, minus = inverse * (centre + 1 / 255), inverse * (centre - 1 / 255)
+    middle = inverse * centre
+    difference = torch.sigmoid(plus) - torch.sigmoid(minus)
+    density = middle - log_scales - 2.0 * F.softplus(middle) - math.log(127.5)
+    interior = torch.where(difference > 1e-5, difference.clamp(min=1e-12).log(), density)
+    log_prob = torch.where(
+        x < -0.999, F.logsigmoid(plus), torch.where(x > 0.999, F.logsigmoid(-minus), interior)
+    )
+    joint = log_prob.sum(1) + torch.log_softmax(logits, 1)
+    return torch.logsumexp(joint, 1).sum((1, 2))
+
+
+def gaussian_mixture(z: Tensor, means: Tensor, log_vars: Tensor, logits: Tensor) -> Tensor:
+    """z [N, L], means and log_vars [K, L], logits [K] -> [N]; the square expanded into products."""
+    inverse = torch.exp(-log_vars)  # [K, L]
+    quadratic = z.square() @ inverse.T - 2.0 * (z @ (means * inverse).T)  # [N, K]
+    constant = (means.square() * inverse + log_vars).sum(1) + z.shape[1] * LOG_2PI
+    return torch.logsumexp(torch.log_softmax(logits, 0) - 0.5 * (quadratic + constant), 1)
+
+
+def gaussian_mixture_broadcast(
+    z: Tensor, means: Tensor, log_vars: Tensor, logits: Tensor
+) -> Tensor:
+    """The same with every difference [N, K, L] formed, as homework solutions do it."""
+    scaled = (z.unsqueeze(1) - means).square() * torch.exp(-log_vars)
+    log_prob = -0.5 * (scaled + log_vars + LOG_2PI).sum(-1)
+    return torch.logsumexp(log_prob + torch.log_softmax(logits, 0), 1)
+
+
+def linear_bernoulli(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """h [B, K, H], weight [D, H], bias [D], x [B, D] -> [B, K]."""
+    logits = F.linear(h, weight, bias)
+    return bernoulli_log_prob(logits, x.unsqueeze(1).expand(logits.shape))
+
+
+def linear_categorical_pixels(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """h [B, H, Y, X], weight [C, H], bias [C], x [B, Y, X] -> [B]."""
+    logits = F.conv2d(h, weight[:, :, None, None], bias)
+    return -F.cross_entropy(logits.to(_compute(logits)), x, reduction="none").sum((1, 2))
+
+
+def linear_categorical(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """h [N, H], weight [C D, H], bias [C D], x [N, D] -> [N]; the classes of an entry D rows apart."""
+    return categorical_log_prob(F.linear(h, weight, bias).unflatten(-1, (-1, x.shape[-1])), x)
+
+
 def _compute(t: Tensor) -> torch.dtype:
     return torch.float64 if t.dtype == torch.float64 else torch.float32

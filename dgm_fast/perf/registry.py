@@ -16,9 +16,15 @@ import torch
 from torch import Tensor
 
 SIZES = ("small", "medium", "large", "odd")
-BUILTIN_MODULES = ("dgm_fast.perf.cases_likelihood", "dgm_fast.perf.cases_latent")
+BUILTIN_MODULES = (
+    "dgm_fast.perf.cases_likelihood",
+    "dgm_fast.perf.cases_latent",
+    "dgm_fast.perf.cases_mixture",
+    "dgm_fast.perf.cases_linear_head",
+)
 
 Inputs = dict[str, Tensor]
+Flops = tuple[int, int]
 Builder = Callable[[tuple[int, ...], torch.dtype, torch.Generator], Inputs]
 
 
@@ -65,7 +71,7 @@ class Case:
     grads: tuple[str, ...]
     peers: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     # (forward, backward) operations per element of the first input.
-    flops_per_element: tuple[int, int] = (0, 0)
+    flops_per_element: Flops = (0, 0)
     # Inputs the backward has to read; None means all of them.
     backward_reads: tuple[str, ...] | None = None
     second_order: bool = False
@@ -166,7 +172,7 @@ def case(
     variant: str = "",
     family: str = "user",
     peers: Mapping[str, Callable[..., Tensor]] | None = None,
-    flops_per_element: tuple[int, int] = (0, 0),
+    flops_per_element: Flops | Callable[[tuple[int, ...]], Flops] = (0, 0),
     backward_reads: Sequence[str] | None = None,
     second_order: Sequence[str] = (),
     heavy: Sequence[str] = (),
@@ -194,7 +200,8 @@ def case(
         variant: tells apart several kinds of case of one op.
         family: groups ops in reports.
         peers: other libraries' implementations, by name.
-        flops_per_element: (forward, backward) operations per element of the first input.
+        flops_per_element: (forward, backward) operations per element of the first input, or a
+            function of the shape that gives them.
         backward_reads: inputs that the backward has to read, for the byte count (default: all).
         second_order: sizes at which second derivatives are timed too.
         heavy: sizes that fill gigabytes: never built several at a time.
@@ -226,7 +233,9 @@ def case(
                         eager=eager,
                         grads=tuple(grads),
                         peers=dict(peers or {}),
-                        flops_per_element=flops_per_element,
+                        flops_per_element=flops_per_element(tuple(shape))
+                        if callable(flops_per_element)
+                        else flops_per_element,
                         backward_reads=None if backward_reads is None else tuple(backward_reads),
                         second_order=size in second_order,
                         heavy=size in heavy,
