@@ -312,13 +312,18 @@ void gaussian_mixture_grad(const GaussianMixtureGradArgs& args) {
         const auto range = chunk_range(in.rows, args.chunks, chunk);
         for (int64_t first = range.begin; first < range.end; first += kTile) {
           const RowTile<A> rows(z, in.size, first, range.end);
-          // Rows past the end, and rows without any component, get no gradient.
+          // Rows past the end, and rows without any component, get no gradient. The former repeat the last
+          // row with its shift: exp of the bare density could overflow, and 0 times that is NaN.
           A upstream[kTile] = {};
           A shift[kTile] = {};
-          for (int64_t r = 0; r < rows.count; ++r) {
-            if (out[first + r] != -infinity) {
-              upstream[r] = grad[first + r];
-              shift[r] = out[first + r];
+          for (int64_t r = 0; r < kTile; ++r) {
+            const int64_t row = std::min(first + r, range.end - 1);
+            if (out[row] == -infinity) {
+              continue;
+            }
+            shift[r] = out[row];
+            if (r < rows.count) {
+              upstream[r] = grad[row];
               sum.grad += upstream[r];
             }
           }
