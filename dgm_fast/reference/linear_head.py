@@ -42,4 +42,6 @@ def linear_categorical_log_prob(
 
 def _linear(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     dtype: torch.dtype = compute_dtype(h, weight, bias)
-    return F.linear(h.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    # Under autocast F.linear would round the logits; operands have been cast by the caller.
+    with torch.autocast(h.device.type, enabled=False):
+        return F.linear(h.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))

@@ -71,11 +71,12 @@ def discretized_logistic_mixture_log_prob(
     half_bin = 1.0 / (levels - 1)
     centre = (x - means) * inverse
     plus, minus = centre + half_bin * inverse, centre - half_bin * inverse
-    # log[CDF(plus) - CDF(minus)] without the cancellation of the difference itself.
+    # log[CDF(plus) - CDF(minus)] without the cancellation of the difference itself. The floor keeps the
+    # branch that is not taken finite where the scale is beyond the range of the dtype.
     log_difference = (
         F.logsigmoid(plus)
         + F.logsigmoid(-minus)
-        + torch.log(-torch.expm1(-2.0 * half_bin * inverse))
+        + torch.log(-torch.expm1(-2.0 * half_bin * inverse.clamp(min=1e-30)))
     )
     density = (
         F.logsigmoid(centre) + F.logsigmoid(-centre) - log_scales - math.log((levels - 1) / 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from helpers.cases_likelihood import _generator, _randn
 from helpers.op_checks import OpCase
@@ -34,6 +36,7 @@ def _bernoulli(
     bias: bool = True,
     x_dtype: torch.dtype | None = None,
     soft: bool = False,
+    recompute: bool | None = True,
 ) -> OpCase:
     def build(dtype: torch.dtype) -> tuple[Tensor, ...]:
         generator = _generator()
@@ -46,10 +49,11 @@ def _bernoulli(
 
     count = 4 if bias else 3
     wrap = (lambda f: f) if bias else _without_bias
+    ours = partial(functional.linear_bernoulli_log_prob, recompute=recompute)
     return OpCase(
         f"linear_bernoulli-{id}",
         "linear_bernoulli_log_prob",
-        wrap(functional.linear_bernoulli_log_prob),
+        wrap(ours),
         wrap(reference.linear_bernoulli_log_prob),
         build,
         tuple(range(count if x_dtype is None else count - 1)),
@@ -65,6 +69,7 @@ def _categorical(
     packing: str = "variable",
     bias: bool = True,
     x_dtype: torch.dtype = torch.int64,
+    recompute: bool | None = True,
 ) -> OpCase:
     """Vectors, or with packing "pixel" h [B, H, *size]."""
     pixels = packing == "pixel"
@@ -78,7 +83,9 @@ def _categorical(
 
     def ours(*args: Tensor) -> Tensor:
         options = {} if pixels else {"packing": packing}
-        return functional.linear_categorical_log_prob(*args, num_classes=classes, **options)
+        return functional.linear_categorical_log_prob(
+            *args, num_classes=classes, recompute=recompute, **options
+        )
 
     def plain(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         if pixels:
@@ -108,6 +115,7 @@ CASES = [
     _bernoulli("bool", (3, 4), (3, 21), x_dtype=torch.bool),
     _bernoulli("single", (4,), (7,)),
     _bernoulli("one", (1, 1), (1, 1)),
+    _bernoulli("kept", (3, 4, 6), (3, 1, 19), recompute=None),
     _categorical("variable", (3, 4), (3, 5), 3),
     _categorical("class", (3, 4), (3, 5), 3, packing="class"),
     _categorical("no-bias", (3, 4), (3, 5), 3, bias=False),
@@ -119,6 +127,9 @@ CASES = [
     _categorical("uint8", (2, 4, 3, 5), (2, 3, 5), 6, packing="pixel", x_dtype=torch.uint8),
     _categorical("one-class", (3, 4), (3, 5), 1),
     _categorical("one", (1, 1), (1, 1), 2),
+    _categorical("kept", (3, 4), (3, 5), 3, recompute=None),
+    _categorical("kept-class", (3, 4, 6), (3, 1, 5), 3, packing="class", recompute=None),
+    _categorical("kept-pixels", (2, 4, 3, 5), (2, 3, 5), 6, packing="pixel", recompute=None),
 ]
 
 LARGE = [

@@ -92,9 +92,7 @@ CASES = [
     _logistic("16-levels", logistic_inputs(2, 1, 3, 3, 2, levels=16), num_mixtures=2, levels=16),
     _logistic("binary", logistic_inputs(2, 1, 3, 3, 2, levels=2), num_mixtures=2, levels=2),
     _logistic("1024-levels", logistic_inputs(1, 3, 3, 3, 2, 1024), num_mixtures=2, levels=1024),
-    _logistic(
-        "shared-data", logistic_inputs(3, 3, 2, 2, 2, x_shape=(1, 3, 2, 2)), num_mixtures=2
-    ),
+    _logistic("shared-data", logistic_inputs(3, 3, 2, 2, 2, x_shape=(1, 3, 2, 2)), num_mixtures=2),
     _logistic("event-data", logistic_inputs(3, 1, 2, 2, 2, x_shape=(1, 2, 2)), num_mixtures=2),
     _logistic("wide", logistic_inputs(2, 1, 3, 3, 2, log_scale=3.0), num_mixtures=2),
     _gaussian_mixture("rows", (5, 3), 4, True),
