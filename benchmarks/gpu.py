@@ -133,7 +133,7 @@ def run_benchmarks(directory: Path, stop_after_s: float) -> int:
 
     from dgm_fast.perf import Options, builtin_registry, results, run_suite, table, timing
     from dgm_fast.perf.lines import numbered
-    from dgm_fast.perf.step import STEPS
+    from dgm_fast.perf.step_cases import STEPS
 
     cases = builtin_registry().all()
     # What matters most first, should time run out.

@@ -223,9 +223,9 @@ def _check_linear(h: Tensor, weight: Tensor, bias: Tensor | None, dim: int) -> N
 def _cast(h: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
     """The operands as F.linear sees them: autocast's dtype where it is on, else their common dtype."""
     device = h.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        h, weight, bias = (
-            t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (h, weight, bias)
-        )
-    return promoted(h, weight, bias)
+    if not torch.is_autocast_enabled(device):
+        return promoted(h, weight, bias)
+    dtype = torch.get_autocast_dtype(device)
+    return promoted(
+        *(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (h, weight, bias))
+    )

@@ -14,7 +14,8 @@ from dgm_fast.perf import ceiling, results, table, timing
 from dgm_fast.perf.lines import numbered
 from dgm_fast.perf.registry import Case, builtin_registry, compile_expression
 from dgm_fast.perf.runner import Options, run_suite
-from dgm_fast.perf.step import STEPS, StepCase
+from dgm_fast.perf.step import StepCase
+from dgm_fast.perf.step_cases import STEPS
 
 
 def selected_device(name: str) -> torch.device:

@@ -16,7 +16,8 @@ import torch
 
 from dgm_fast.perf.problem import COMPILE, first_order, make_problem, variants
 from dgm_fast.perf.registry import BUILTIN_MODULES, Case, builtin_registry
-from dgm_fast.perf.step import STEPS, StepCase
+from dgm_fast.perf.step import StepCase
+from dgm_fast.perf.step_cases import STEPS
 
 # Each process holds its own copy of the inputs (and, on a GPU, a context of half a gigabyte).
 MAX_WORKERS = 8
@@ -30,7 +31,7 @@ def precompile(
     Heavy cases are left to the timing process (several at once could exhaust memory), and so are
     cases that users registered (another process does not know them).
     """
-    names = [item.name for item in items if not item.heavy and _known(item)]
+    names = [item.name for item in items if _is_light(item)]
     workers = min(workers or os.cpu_count() or 1, MAX_WORKERS, len(names))
     if workers < 2:
         return
@@ -68,5 +69,7 @@ def compile_case(name: str, device_type: str, threads: int) -> None:
     first_order(compiled, problem.inputs, problem.wanted(), problem.grad_out)
 
 
-def _known(item: Case | StepCase) -> bool:
-    return isinstance(item, StepCase) or item.build.__module__ in BUILTIN_MODULES
+def _is_light(item: Case | StepCase) -> bool:
+    if isinstance(item, StepCase):
+        return True
+    return not item.heavy and item.build.__module__ in BUILTIN_MODULES

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from dgm_fast import ops
@@ -18,7 +16,6 @@ from dgm_fast.perf import memory, timing
 from dgm_fast.perf.problem import COMPILE, EAGER, OURS
 
 if TYPE_CHECKING:
-    from dgm_fast.models import IWAE
     from dgm_fast.perf.runner import Options, Record
 
 # Loss and gradients of a variant against the eager reference with the same noise; float32 through
@@ -36,96 +33,54 @@ COMPILED = ("CompiledF", "Torch-Compiled Region", "triton_", "cpp_fused")
 
 @dataclass(frozen=True)
 class StepCase:
-    """One IWAE training step: zero_grad, loss, backward, Adam."""
+    """One training step of a model, zero_grad, loss, backward, Adam, in the model's two forms.
+
+    ``model`` builds it (seeded by the caller), ``data`` gives one batch and where it came from.
+    ``noise_shape`` is that of the ``noise`` its loss takes, None where it draws none. ``plain`` turns a
+    model into the one that a good user would write without this library, where the reference formula
+    is not that.
+    """
 
     label: str
-    num_dims: int
-    latent_dim: int
-    hidden_sizes: tuple[int, ...]
-    num_samples: int
-    batch_size: int
-    likelihood: str
-    num_classes: int | None
-    # Environment variable naming an .npz file with packed binary rows ``train``; synthetic data of
-    # like density stands in, since the time of a step does not depend on the data.
-    data_variable: str = ""
-    heavy: bool = False
+    op: str
+    variant: str
+    shape: tuple[int, ...]
+    model: Callable[[], nn.Module]
+    data: Callable[[torch.Generator], tuple[Tensor, str]]
+    noise_shape: tuple[int, ...] | None = None
+    plain: Callable[[nn.Module], None] | None = None
 
     @property
     def name(self) -> str:
-        return f"iwae_step/{self.label}/float32"
+        return f"{self.op}/{self.label}/float32"
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.batch_size, self.num_samples, self.num_dims, self.latent_dim)
-
-    def build_model(self) -> IWAE:
-        from dgm_fast.models import IWAE
-
-        return IWAE(
-            self.num_dims,
-            self.latent_dim,
-            hidden_sizes=self.hidden_sizes,
-            likelihood=self.likelihood,
-            num_classes=self.num_classes,
-            num_samples=self.num_samples,
-        )
-
-    def data(self, generator: torch.Generator) -> tuple[Tensor, str]:
-        """One batch [B, D] and where it came from."""
-        path = os.environ.get(self.data_variable, "") if self.data_variable else ""
-        if path:
-            return self._rows(Path(path)), "file"
-        shape = (self.batch_size, self.num_dims)
-        if self.likelihood == "categorical":
-            assert self.num_classes is not None
-            x = torch.randint(0, self.num_classes, shape, generator=generator)
-            return x * (torch.rand(shape, generator=generator) < 0.5), "synthetic"
-        return (torch.rand(shape, generator=generator) < 0.13).float(), "synthetic"
+    def noise(self, generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
+        """Keyword arguments that make the loss repeatable."""
+        if self.noise_shape is None:
+            return {}
+        return {"noise": torch.randn(self.noise_shape, generator=generator).to(device)}
 
     def compile(self, device: torch.device) -> None:
         """Run the compiled step once in each form that :func:`run_step` needs."""
         generator = torch.Generator().manual_seed(0)
         x, _ = self.data(generator)
-        noise = torch.randn(self.batch_size, self.num_samples, self.latent_dim, generator=generator)
-        model = self.build_model().to(device)
-        step = TrainingStep(model, x.to(device), "reference", compiled=True)
-        step.gradients(noise.to(device))
+        step = TrainingStep(self, self.model().to(device), x.to(device), COMPILE)
+        step.gradients(self.noise(generator, device))
         step()
-
-    def _rows(self, path: Path) -> Tensor:
-        import numpy as np
-
-        with np.load(path) as arrays:
-            bits = np.unpackbits(arrays["train"][: self.batch_size], axis=1)
-        if bits.shape != (self.batch_size, self.num_dims):
-            raise ValueError(
-                f"{self.data_variable} must hold rows of {self.num_dims} packed bits, "
-                f"got {bits.shape[1]} for {len(bits)} rows"
-            )
-        return torch.from_numpy(bits).float()
-
-
-STEPS = (
-    StepCase("digits", 64, 32, (200,), 50, 100, "categorical", 17),
-    StepCase("mnist", 784, 50, (200, 200), 50, 20, "bernoulli", None, "DGM_FAST_MNIST"),
-)
 
 
 class TrainingStep:
-    """A model, its optimizer and a batch, run under one backend.
+    """One variant: a copy of the same trained weights, its optimizer and a batch."""
 
-    Each variant has its own copy of the same trained weights.
-    """
-
-    def __init__(self, model: IWAE, x: Tensor, backend: str, *, compiled: bool = False) -> None:
+    def __init__(self, case: StepCase, model: nn.Module, x: Tensor, variant: str) -> None:
         self.model = copy.deepcopy(model)
         self.x = x
-        self.backend = backend
+        self.backend = "auto" if variant == OURS else "reference"
+        if variant != OURS and case.plain is not None:
+            case.plain(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
-        self.loss: Callable[..., Tensor] = (
-            torch.compile(self.model.loss, dynamic=False) if compiled else self.model.loss
-        )
+        loss = cast(Callable[..., Tensor], self.model.loss)
+        self.loss = torch.compile(loss, dynamic=False) if variant == COMPILE else loss
 
     def __call__(self) -> Tensor:
         with ops.backend(self.backend):
@@ -135,11 +90,11 @@ class TrainingStep:
             self.optimizer.step()
             return loss.detach()
 
-    def gradients(self, noise: Tensor) -> dict[str, Tensor]:
+    def gradients(self, noise: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss and gradients for given noise; parameters stay as they are."""
         names, parameters = zip(*self.model.named_parameters(), strict=True)
         with ops.backend(self.backend):
-            loss = self.loss(self.x, noise=noise)
+            loss = self.loss(self.x, **noise)
             grads = torch.autograd.grad(loss, parameters)
         return {"value": loss.detach(), **dict(zip(names, grads, strict=True))}
 
@@ -151,8 +106,8 @@ def run_step(case: StepCase, options: Options) -> Record:
 
     record: Record = {
         "case": case.name,
-        "op": "iwae_step",
-        "variant": case.likelihood,
+        "op": case.op,
+        "variant": case.variant,
         "family": "step",
         "size": case.label,
         "shape": list(case.shape),
@@ -166,19 +121,15 @@ def run_step(case: StepCase, options: Options) -> Record:
         x, record["data"] = case.data(generator)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
-            model = case.build_model().to(options.device)
+            model = case.model().to(options.device)
             x = x.to(options.device)
-            warm = TrainingStep(model, x, "reference")
+            warm = TrainingStep(case, model, x, OURS)
             for _ in range(TRAINED_STEPS):
                 warm()
-            steps = {EAGER: TrainingStep(warm.model, x, "reference")}
-            if options.compiled:
-                torch._dynamo.reset()
-                steps[COMPILE] = TrainingStep(warm.model, x, "reference", compiled=True)
-            steps[OURS] = TrainingStep(warm.model, x, "auto")
-            noise = torch.randn(
-                case.batch_size, case.num_samples, case.latent_dim, generator=generator
-            ).to(options.device)
+            torch._dynamo.reset()
+            names = [EAGER, COMPILE, OURS] if options.compiled else [EAGER, OURS]
+            steps = {name: TrainingStep(case, warm.model, x, name) for name in names}
+            noise = case.noise(generator, options.device)
             truth = steps[EAGER].gradients(noise)
             record["errors"] = {}
             for name in [n for n in steps if n != EAGER]:

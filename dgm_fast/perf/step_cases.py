@@ -1,0 +1,129 @@
+"""The training steps that are timed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dgm_fast.perf import plain
+from dgm_fast.perf.step import StepCase
+
+
+def iwae_step(
+    label: str,
+    num_dims: int,
+    latent_dim: int,
+    hidden_sizes: tuple[int, ...],
+    num_samples: int,
+    batch_size: int,
+    likelihood: str,
+    num_classes: int | None,
+    data_variable: str = "",
+) -> StepCase:
+    """A step of an IWAE; ``data_variable`` as for :func:`binary_rows`."""
+
+    def model() -> nn.Module:
+        from dgm_fast.models import IWAE
+
+        return IWAE(
+            num_dims,
+            latent_dim,
+            hidden_sizes=hidden_sizes,
+            likelihood=likelihood,
+            num_classes=num_classes,
+            num_samples=num_samples,
+        )
+
+    def data(generator: torch.Generator) -> tuple[Tensor, str]:
+        if num_classes is None:
+            return binary_rows(batch_size, num_dims, generator, data_variable)
+        x = torch.randint(0, num_classes, (batch_size, num_dims), generator=generator)
+        return x * (torch.rand(x.shape, generator=generator) < 0.5), "synthetic"
+
+    return StepCase(
+        label,
+        "iwae_step",
+        likelihood,
+        (batch_size, num_samples, num_dims, latent_dim),
+        model,
+        data,
+        noise_shape=(batch_size, num_samples, latent_dim),
+    )
+
+
+def gmvae_step(
+    label: str,
+    num_dims: int,
+    latent_dim: int,
+    num_components: int,
+    num_samples: int,
+    batch_size: int,
+    data_variable: str = "",
+) -> StepCase:
+    """A step of a GMVAE; its rivals have the mixture's square expanded into matrix products."""
+
+    def model() -> nn.Module:
+        from dgm_fast.models import GMVAE
+
+        return GMVAE(
+            num_dims,
+            latent_dim,
+            num_components=num_components,
+            num_samples=num_samples,
+            activation=nn.ELU,
+        )
+
+    return StepCase(
+        label,
+        "gmvae_step",
+        "bernoulli",
+        (batch_size, num_samples, num_dims, latent_dim, num_components),
+        model,
+        lambda generator: binary_rows(batch_size, num_dims, generator, data_variable),
+        noise_shape=(batch_size, num_samples, latent_dim),
+        plain=_expanded_prior,
+    )
+
+
+def binary_rows(
+    count: int, size: int, generator: torch.Generator, data_variable: str
+) -> tuple[Tensor, str]:
+    """Rows of bits [count, size], and "file" or "synthetic".
+
+    ``data_variable`` is the environment variable that names an .npz file with packed binary rows
+    ``train``. Synthetic data of like density stands in: the time of a step does not depend on it.
+    """
+    path = os.environ.get(data_variable, "") if data_variable else ""
+    if not path:
+        return (torch.rand((count, size), generator=generator) < 0.13).float(), "synthetic"
+    import numpy as np
+
+    with np.load(Path(path)) as arrays:
+        bits = np.unpackbits(arrays["train"][:count], axis=1)
+    if bits.shape != (count, size):
+        raise ValueError(
+            f"{data_variable} must hold rows of {size} packed bits, "
+            f"got {bits.shape[1]} for {len(bits)} rows"
+        )
+    return torch.from_numpy(bits).float(), "file"
+
+
+def _expanded_prior(model: Any) -> None:
+    def log_prior(z: Tensor) -> Tensor:
+        logits = z.new_zeros(model.num_components)
+        flat = z.flatten(0, -2)
+        log_prob = plain.gaussian_mixture(flat, model.prior_means, model.prior_log_vars, logits)
+        return log_prob.view(z.shape[:-1])
+
+    model.log_prior = log_prior
+
+
+STEPS = (
+    iwae_step("digits", 64, 32, (200,), 50, 100, "categorical", 17),
+    iwae_step("mnist", 784, 50, (200, 200), 50, 20, "bernoulli", None, "DGM_FAST_MNIST"),
+    gmvae_step("mnist", 784, 10, 500, 10, 100, "DGM_FAST_MNIST"),
+)
