@@ -308,6 +308,26 @@ def iwae_bound(
     return bound
 
 
+def joint_bound(
+    log_joint: Tensor, z: Tensor, mean: Tensor, log_var: Tensor, *, estimator: str = "iwae"
+) -> Tensor:
+    """:func:`iwae_bound` where log p(x, z_k), a tensor [B, K], was computed elsewhere.
+
+    The event is empty and the whole joint stands in the prior's place, so that weights, estimators
+    and the hook of "dreg" are the one implementation above.
+    """
+    batch, samples = z.shape[:2]
+    return iwae_bound(
+        z.new_empty(batch, 0),
+        z.new_empty(batch, samples, 0),
+        z,
+        mean,
+        log_var,
+        prior=log_joint,
+        estimator=estimator,
+    )
+
+
 def _weight_path_gradient(z: Tensor, log_w: Tensor) -> None:
     """Multiply what flows back into z by the normalised importance weights, once."""
     highest = log_w.amax(1, keepdim=True)

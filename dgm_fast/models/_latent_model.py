@@ -16,8 +16,12 @@ from dgm_fast.models._inputs import (
     flatten_data,
 )
 from dgm_fast.models._interpolate import MODES, interpolate_latents
-from dgm_fast.models._observation import DecoderOut, make_observation
+from dgm_fast.models._linear_head import check_decoder, split_decoder
+from dgm_fast.models._observation import FUSED_HEADS, NO_FUSED_HEAD, DecoderOut, make_observation
 from dgm_fast.nn import MLP
+
+# Of `sample_prior`: standard normals, and for mixtures (uniforms of the component, normals).
+PriorNoise = Tensor | tuple[Tensor, Tensor]
 
 
 class LatentVariableModel(nn.Module):
@@ -43,6 +47,7 @@ class LatentVariableModel(nn.Module):
         context_dim: int | None = None,
         decoder_variance: str = "unit",
         activation: Callable[[], nn.Module] = nn.ReLU,
+        fused_head: bool = False,
     ) -> None:
         super().__init__()
         check_count("num_dims", num_dims)
@@ -67,6 +72,11 @@ class LatentVariableModel(nn.Module):
             self._decoder_width = max(features, *widths, 1)
             decoder = MLP(latent_dim + extra, widths, features, activation=activation)
         self.decoder = decoder
+        self.fused_head = fused_head
+        if fused_head:
+            if likelihood not in FUSED_HEADS:
+                raise ValueError(NO_FUSED_HEAD.format(likelihood=likelihood))
+            check_decoder(decoder, latent_dim + extra, features)
         # Follows the module through .to(): the dtype and device that inputs are brought to, also
         # where the networks have no parameters.
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
@@ -87,13 +97,7 @@ class LatentVariableModel(nn.Module):
             "bernoulli": logits [B, (K,) D]. "gaussian": mean [B, (K,) D], or with learned variance
             the pair (mean, log_var). "categorical": logits [B, (K,) C, D].
         """
-        if not isinstance(z, Tensor):
-            raise TypeError(f"z must be a torch.Tensor, got {type(z).__name__}")
-        if z.ndim not in (2, 3) or z.shape[-1] != self.latent_dim:
-            raise ValueError(
-                f"z must have shape [B, {self.latent_dim}] or [B, K, {self.latent_dim}], "
-                f"got {tuple(z.shape)}"
-            )
+        self._check_latents(z)
         return self._decode(z, self._context(context, z.shape[0]))
 
     def log_prior(self, z: Tensor) -> Tensor:
@@ -104,10 +108,13 @@ class LatentVariableModel(nn.Module):
         self,
         n: int,
         *,
-        noise: Tensor | None = None,
+        noise: PriorNoise | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """n draws z ~ p(z), [n, L]; ``noise``: standard normals [n, L]."""
+        """n draws z ~ p(z), [n, L]; ``noise``: standard normals [n, L].
+
+        A prior that needs more noise takes a tuple of tensors, and says so.
+        """
         check_count("n", n)
         shape, like = (n, self.latent_dim), self._anchor
         if noise is not None:
@@ -117,10 +124,10 @@ class LatentVariableModel(nn.Module):
     def log_likelihood(self, x: Tensor, z: Tensor, *, context: Tensor | None = None) -> Tensor:
         """log p(x | z) for x [B, D] and z [B, L] -> [B], or z [B, K, L] -> [B, K]."""
         x = flatten_data(x, self.num_dims, self._anchor.device)
-        out = self.decode(z, context=context)
+        self._check_latents(z)
         if z.shape[0] != x.shape[0]:
             raise ValueError(f"z has {z.shape[0]} rows, but x has {x.shape[0]}")
-        return self.observation.log_prob(self._target(x), out)
+        return self._log_likelihood(self._target(x), z, self._context(context, z.shape[0]))
 
     def sample(
         self,
@@ -128,7 +135,7 @@ class LatentVariableModel(nn.Module):
         *,
         conditioned_on: tuple[Tensor, Tensor] | None = None,
         context: Tensor | None = None,
-        noise: tuple[Tensor, Tensor] | None = None,
+        noise: tuple[PriorNoise, Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """n draws x ~ p(x), [n, D], without gradients.
@@ -275,15 +282,33 @@ class LatentVariableModel(nn.Module):
                 )
         return out[0], out[1]
 
-    def _decode(self, z: Tensor, context: Tensor | None) -> DecoderOut:
-        lead = tuple(z.shape[:-1])
+    def _decoder_input(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """z [B, L] or [B, K, L] as the decoder network takes it, [N, L (+ context_dim)]."""
         inputs = z
         if context is not None:
             if z.ndim == 3:
-                context = context.unsqueeze(1).expand(*lead, -1)
+                context = context.unsqueeze(1).expand(*z.shape[:-1], -1)
             inputs = torch.cat([z, context.to(z.dtype)], -1)
         # Decoders never see the sample dimension, so that convolutions and batch norms work.
-        return self.observation.decoder_out(self.decoder(inputs.flatten(0, -2)), lead)
+        return inputs.flatten(0, -2)
+
+    def _decode(self, z: Tensor, context: Tensor | None) -> DecoderOut:
+        raw = self.decoder(self._decoder_input(z, context))
+        return self.observation.decoder_out(raw, tuple(z.shape[:-1]))
+
+    def _log_likelihood(self, target: Tensor, z: Tensor, context: Tensor | None) -> Tensor:
+        """log p(x | z): z [B, L] -> [B], or [B, K, L] -> [B, K]."""
+        if not self.fused_head:
+            return self.observation.log_prob(target, self._decode(z, context))
+        hidden, output = split_decoder(self.decoder)
+        h = hidden(self._decoder_input(z, context))
+        if h.ndim != 2:
+            raise ValueError(
+                "fused_head=True needs inputs [N, H] of the decoder's last layer, "
+                f"got {tuple(h.shape)}"
+            )
+        h = h.unflatten(0, z.shape[:-1])
+        return self.observation.linear_log_prob(target, h, output.weight, output.bias)
 
     def _posterior_sample(
         self,
@@ -301,6 +326,15 @@ class LatentVariableModel(nn.Module):
         return functional.reparameterize(
             mean, log_var, num_samples, generator=generator, noise=noise
         )
+
+    def _check_latents(self, z: Tensor) -> None:
+        if not isinstance(z, Tensor):
+            raise TypeError(f"z must be a torch.Tensor, got {type(z).__name__}")
+        if z.ndim not in (2, 3) or z.shape[-1] != self.latent_dim:
+            raise ValueError(
+                f"z must have shape [B, {self.latent_dim}] or [B, K, {self.latent_dim}], "
+                f"got {tuple(z.shape)}"
+            )
 
     def _target(self, x: Tensor) -> Tensor:
         """x for the likelihood: float64 data must not make a float32 model's bound float64."""

@@ -15,6 +15,11 @@ DecoderOut = Tensor | tuple[Tensor, Tensor]
 
 LIKELIHOODS = ("bernoulli", "gaussian", "categorical")
 DECODER_VARIANCES = ("unit", "shared", "full")
+FUSED_HEADS = ("bernoulli", "categorical")
+NO_FUSED_HEAD = (
+    "fused_head=True is for the Bernoulli and the categorical likelihood: no op joins a linear "
+    "layer with the {likelihood} likelihood"
+)
 
 # Output biases start no further out than the logit of this frequency: a pixel that is never on in
 # the training data must not start with an infinite loss.
@@ -44,6 +49,10 @@ class Observation(nn.Module):
     def log_prob(self, x: Tensor, out: DecoderOut) -> Tensor:
         """log p(x | z) in nats: x [B, D], outputs of z [B, L] or [B, K, L] -> [B] or [B, K]."""
         raise NotImplementedError
+
+    def linear_log_prob(self, x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """:meth:`log_prob` of the outputs weight h + bias, h [B, H] or [B, K, H], without them."""
+        raise ValueError(NO_FUSED_HEAD.format(likelihood=self.likelihood))
 
     def mean(self, out: DecoderOut) -> Tensor:
         """The point that stands for p(x | z)."""
@@ -99,6 +108,10 @@ class BernoulliObservation(Observation):
     def log_prob(self, x: Tensor, out: DecoderOut) -> Tensor:
         assert isinstance(out, Tensor)
         return functional.bernoulli_log_prob(out, x.unsqueeze(1) if out.ndim == 3 else x)
+
+    def linear_log_prob(self, x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x = x.unsqueeze(1) if h.ndim == 3 else x
+        return functional.linear_bernoulli_log_prob(h, weight, bias, x)
 
     def mean(self, out: DecoderOut) -> Tensor:
         assert isinstance(out, Tensor)
@@ -191,6 +204,12 @@ class CategoricalObservation(Observation):
         if out.ndim == 4:
             x = x.unsqueeze(1)
         return functional.categorical_log_prob(out, x, class_dim=-2)
+
+    def linear_log_prob(self, x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x = x.unsqueeze(1) if h.ndim == 3 else x
+        return functional.linear_categorical_log_prob(
+            h, weight, bias, x, num_classes=self.num_classes, packing="class"
+        )
 
     def mean(self, out: DecoderOut) -> Tensor:
         assert isinstance(out, Tensor)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dgm_fast import functional
+from dgm_fast.functional.latent import joint_bound
 from dgm_fast.models._inputs import check_count, check_noise, flatten_data
 from dgm_fast.models._latent_model import LatentVariableModel
 
@@ -49,6 +50,15 @@ class VAE(LatentVariableModel):
         decoder_variance: of the Gaussian likelihood: "unit", "shared" (one learned scalar
             log-variance, starting at 0) or "full" (the decoder gives one per entry).
         activation: makes the activations of the default networks.
+        fused_head: compute log p(x | z) from the inputs of the decoder's last linear layer, by
+            :func:`dgm_fast.functional.linear_bernoulli_log_prob` or
+            :func:`~dgm_fast.functional.linear_categorical_log_prob`: the same numbers, but logits
+            [B, K, D] (times C) and their gradients are not stored once they pass 4 MiB, for one more
+            matrix product in backward. It pays where they decide the memory: many samples, dimensions
+            or classes behind a narrow last layer. Needs the default decoder, an
+            ``nn.Sequential`` whose last module is an ``nn.Linear``, or a module whose forward is
+            ``output(hidden(z))`` with an ``nn.Linear`` ``output``; not for the Gaussian likelihood.
+            Parameters, :meth:`decode` and everything that generates are as without it.
 
     Raises:
         TypeError, ValueError: if an argument does not fit; the message names it.
@@ -190,14 +200,17 @@ class VAE(LatentVariableModel):
         context = self._context(context, x.shape[0])
         mean, log_var = self._encode(x, context)
         z = self._posterior_sample(mean, log_var, None, noise, generator)
-        out = self._decode(z, context)
         target = self._target(x)
-        if self.standard_normal_prior:
+        if self.standard_normal_prior and not self.fused_head:
+            out = self._decode(z, context)
             return functional.elbo(
                 target, out, mean, log_var, likelihood=self.likelihood, beta=beta
             )
-        log_ratio = self.log_prior(z) - functional.gaussian_log_prob(z, mean, log_var)
-        return self.observation.log_prob(target, out) + beta * log_ratio
+        if self.standard_normal_prior:
+            divergence = functional.gaussian_kl(mean, log_var)
+        else:
+            divergence = functional.gaussian_log_prob(z, mean, log_var) - self.log_prior(z)
+        return self._log_likelihood(target, z, context) - beta * divergence
 
     def _bound(
         self,
@@ -213,6 +226,9 @@ class VAE(LatentVariableModel):
         # One tensor z goes to the decoder, the prior and the bound: "dreg" reweights what flows
         # back into it, and a copy on the way to any of them would escape that.
         z = self._posterior_sample(mean, log_var, num_samples, noise, generator)  # [B, K, L]
+        if self.fused_head:
+            log_joint = self._log_likelihood(target, z, context) + self.log_prior(z)
+            return joint_bound(log_joint, z, mean, log_var, estimator=estimator)
         out = self._decode(z, context)
         prior = None if self.standard_normal_prior else self.log_prior(z)
         return functional.iwae_bound(
