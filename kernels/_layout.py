@@ -169,6 +169,11 @@ def spread(block_rows: int, rows: int) -> int:
     return block_rows
 
 
+def per_program(tasks: int) -> int:
+    """How many of equal tasks a program takes, so that large problems need few partial sums."""
+    return max(1, tasks // _PROGRAMS)
+
+
 def warps(elements: int) -> int:
     return max(1, min(4, elements // 256))
 

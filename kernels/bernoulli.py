@@ -31,6 +31,29 @@ _FACTORS = tl.constexpr(64)
 
 
 @triton.jit
+def linear_term(b_l, b_x):
+    """x l - max(l, 0), NaN where x is outside [0, 1]."""
+    b_x = tl.where((b_x >= 0.0) & (b_x <= 1.0), b_x, float("nan"))
+    # Subtracting before multiplying: x l - l cancels for x near 1.
+    return tl.where(b_l > 0.0, b_x - 1.0, b_x) * b_l
+
+
+@triton.jit
+def more_excess(b_q, b_e):
+    """(1 + q)(1 + e) - 1."""
+    return b_q + (b_e + b_q * b_e)
+
+
+@triton.jit
+def bernoulli_score(b_l, b_x):
+    """x - sigmoid(l)."""
+    # sigmoid(l) = 1 - e/(1 + e) for l > 0 and e/(1 + e) else, with e = exp(-|l|).
+    b_e = tl.exp(-tl.abs(b_l))
+    b_tail = b_e / (1.0 + b_e)
+    return tl.where(b_l > 0.0, (b_x - 1.0) + b_tail, b_x - b_tail)
+
+
+@triton.jit
 def bernoulli_rows(
     p_l, p_x, o_d, mask_row, size, s_ld, s_xd, ACC: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr
 ):
@@ -48,11 +71,8 @@ def bernoulli_rows(
             # A logit this low has e = 0 and is finite in every dtype: no term for masked lanes.
             b_l = tl.load(p_l + (o + o_d) * s_ld, mask, other=-3e4).to(ACC)
             b_x = tl.load(p_x + (o + o_d) * s_xd, mask, other=0).to(ACC)
-            b_x = tl.where((b_x >= 0.0) & (b_x <= 1.0), b_x, float("nan"))
-            b_e = tl.exp(-tl.abs(b_l))
-            b_excess += b_e + b_excess * b_e
-            # Subtracting before multiplying: x l - l cancels for x near 1.
-            b_sum += tl.where(b_l > 0.0, b_x - 1.0, b_x) * b_l
+            b_excess = more_excess(b_excess, tl.exp(-tl.abs(b_l)))
+            b_sum += linear_term(b_l, b_x)
         b_sum -= log1p(b_excess)
     return wide_sum(b_sum)
 
@@ -140,10 +160,7 @@ def bernoulli_log_prob_bwd_kernel(
         o_out = (o_0 * inner + o_r) * size + o_d
         if GRAD_L != _SKIP:
             b_x = tl.load(p_x + o_0 * s_x0 + o_r * s_x1 + o_d * s_xd, used, other=0).to(ACC)
-            # sigmoid(l) = 1 - e/(1 + e) for l > 0 and e/(1 + e) else, with e = exp(-|l|).
-            b_e = tl.exp(-tl.abs(b_l))
-            b_tail = b_e / (1.0 + b_e)
-            b_gl = b_g * tl.where(b_l > 0.0, (b_x - 1.0) + b_tail, b_x - b_tail)
+            b_gl = b_g * bernoulli_score(b_l, b_x)
             if GRAD_L == _ACCUMULATE:
                 b_sum_l += b_gl
             else:

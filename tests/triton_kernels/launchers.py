@@ -26,6 +26,8 @@ DIFFERENTIABLE = {
     "log_mean_exp": (0,),
     "elbo": (0, 1, 2, 3, 4),
     "iwae_bound": (0, 1, 2, 3, 4, 5, 6),
+    "linear_bernoulli_log_prob": (0, 1, 2, 3),
+    "linear_categorical_log_prob": (0, 1, 2),
 }
 SAVED = {"log_mean_exp": 1, "iwae_bound": 2}
 

@@ -43,6 +43,18 @@ def _calls() -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
         logits = out + z @ weight
         return F.iwae_bound(bits, logits, z, mean, log_var, estimator="dreg")
 
+    def bernoulli_head(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+        return F.linear_bernoulli_log_prob(h, weight, bias, x, recompute=True)
+
+    def categorical_head(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear_categorical_log_prob(
+            h, weight, bias, index, num_classes=6, packing="class", recompute=True
+        )
+
+    def pixel_head(h: Tensor, weight: Tensor) -> Tensor:
+        x = index[:, :10].view(B, 2, 5)
+        return F.linear_categorical_log_prob(h, weight, None, x, num_classes=6, recompute=True)
+
     def sample(mean: Tensor, log_var: Tensor) -> Tensor:
         return F.reparameterize(mean, log_var, K, generator=torch.Generator().manual_seed(3))
 
@@ -57,6 +69,17 @@ def _calls() -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
             lambda out, mean, log_var: F.elbo(bits, out, mean, log_var, beta=0.3),
             [_leaf(B, D), _leaf(B, L), _leaf(B, L)],
         ),
+        "bernoulli head": (
+            bernoulli_head,
+            [
+                _leaf(B, K, L),
+                _leaf(D, L),
+                _leaf(D),
+                _leaf(B, 1, D).detach().sigmoid().requires_grad_(),
+            ],
+        ),
+        "categorical head": (categorical_head, [_leaf(B, L), _leaf(6 * D, L), _leaf(6 * D)]),
+        "pixel head": (pixel_head, [_leaf(B, L, 2, 5), _leaf(6, L)]),
         "iwae": (iwae, [_leaf(B, K, D), _leaf(B, K, L), _leaf(B, L), _leaf(B, L)]),
         "dreg": (dreg, [_leaf(B, K, D), _leaf(B, L), _leaf(B, L), _leaf(L, D)]),
     }
@@ -73,7 +96,10 @@ def test_backend_triton_matches_the_reference(name: str) -> None:
     torch.testing.assert_close(results["triton"], results["reference"], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["bernoulli", "gaussian", "kl", "iwae"])
+@pytest.mark.parametrize(
+    "name",
+    ["bernoulli", "gaussian", "kl", "iwae", "bernoulli head", "categorical head", "pixel head"],
+)
 def test_second_derivatives(name: str) -> None:
     call, args = _calls()[name]
     results: dict[str, tuple[Any, ...]] = {}
