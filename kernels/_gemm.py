@@ -25,8 +25,8 @@ _CHUNK_BYTES = (2**22, 2**26)
 _CHUNKS = 16
 # Rows that a chunk of a wide layer has: fewer would read the weight once more for little work each.
 _CHUNK_ROWS = 1024
-# A multiple of every block of rows.
-_ROW_STEP = 128
+# Multiples of the blocks: chunks are whole tiles, and start where loads are aligned.
+_ROW_STEP, _COLUMN_STEP = 128, 64
 
 
 @triton.jit
@@ -188,7 +188,7 @@ def head_gradients(
     columns = [(i, min(i + most_columns, width)) for i in range(0, width, most_columns)]
     parts = list(_row_slices(h.shape[0], positions, most_rows))
     counts = [(i.stop - i.start) * (p.stop - p.start) for i, p in parts]
-    buffer = h.new_empty(max(counts) * min(most_columns, width))
+    buffer = h.new_empty(max(counts) * most_columns)
     grad_bias = None
     if want_bias:
         blocks = sum(triton.cdiv(count, block_rows) for count in counts)
@@ -249,7 +249,8 @@ def chunk_shape(rows: int, width: int, group: int, itemsize: int) -> tuple[int, 
     count = triton.cdiv(count, _ROW_STEP) * _ROW_STEP
     groups = max(1, entries * 5 // (min(count, rows) * group * 4))
     groups = triton.cdiv(width // group, triton.cdiv(width // group, groups))
-    return count, groups * group
+    step = max(1, _COLUMN_STEP // group)
+    return count, min(width, triton.cdiv(groups, step) * step * group)
 
 
 def _row_slices(images: int, positions: int, rows: int) -> Iterator[tuple[slice, slice]]:

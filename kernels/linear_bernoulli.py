@@ -90,7 +90,7 @@ def linear_bernoulli_log_prob_fwd_kernel(
     tl.store(p_out + tl.program_id(1).to(tl.int64) * rows + o_r, b_sum, o_r < rows)
 
 
-@triton.jit(do_not_specialize=["first_row", "first_column", "first_block"])
+@triton.jit(do_not_specialize=["first_block"])
 def linear_bernoulli_log_prob_bwd_kernel(
     p_h,
     p_w,
@@ -184,7 +184,7 @@ def linear_bernoulli_log_prob_fwd(
     rows, (data,) = row_view(torch.Size((*batch, size)), 1, (numeric(x),))
     row_blocks = triton.cdiv(inputs.rows, block.rows)
     tiles = triton.cdiv(size, block.columns)
-    each = per_program(row_blocks * tiles)
+    each = min(tiles, per_program(row_blocks * tiles))
     sums = triton.cdiv(tiles, each)
     out = h.new_empty((sums, inputs.rows), dtype=inputs.dtype if sums == 1 else torch.float64)
     launch(

@@ -227,7 +227,7 @@ def linear_categorical_log_prob_fwd_kernel(
         tl.store(p_out, tl.sum(tl.reshape(b_sum, [BM, BD]), 1), o_r < rows)
 
 
-@triton.jit(do_not_specialize=["first_row", "first_column", "first_block"])
+@triton.jit(do_not_specialize=["first_block"])
 def linear_categorical_log_prob_bwd_kernel(
     p_h,
     p_w,
@@ -399,7 +399,7 @@ def _forward(head: Head, top: Tensor | None = None, total: Tensor | None = None)
     inputs = head.inputs
     row_blocks = triton.cdiv(inputs.rows, block.rows)
     tiles = triton.cdiv(head.entries, bd)
-    each = per_program(row_blocks * tiles)
+    each = min(tiles, per_program(row_blocks * tiles))
     sums = triton.cdiv(tiles, each)
     dtype = inputs.dtype if sums == 1 else torch.float64
     out = inputs.h.new_empty((sums, inputs.rows if top is None else 0), dtype=dtype)

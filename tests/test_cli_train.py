@@ -64,6 +64,9 @@ def png_size(path: Path) -> tuple[int, int]:
         ("vae", ["--schedule", "cosine", "--threads", "1"]),
         ("beta-vae", ["--beta", "2"]),
         ("iwae", ["--num-samples", "3", "--estimator", "dreg", "--seed", "4"]),
+        ("iwae", ["--fused-head", "--num-samples", "2"]),
+        ("gmvae", ["--num-components", "4", "--num-samples", "5", "--learn-weights"]),
+        ("gmvae", ["--num-components", "4", "--num-samples", "3", "--fused-head"]),
     ],
 )
 def test_end_to_end(data, tmp_path, kind, more):
@@ -86,6 +89,103 @@ def test_end_to_end(data, tmp_path, kind, more):
     assert png_size(out / "samples.png") == (8 * 30 + 2, 8 * 30 + 2)
     assert png_size(out / "reconstructions.png")[0] == 8 * 30 + 2
     assert load_checkpoint(out / "best.pt")["epoch"] in (1, 2)
+
+
+def train_gmm(data: Path, out: Path, *more: object) -> Result:
+    arguments = ("--data", data, "--out", out, "--num-components", 2, "--eval-samples", 50)
+    return run("train", "gmm", *arguments, *more)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--covariance", "full"],
+        ["--fit", "gradient", "--lr", "0.02", "--batch-size", "20"],
+        ["--fit", "gradient", "--covariance", "full", "--lr", "0.02", "--schedule", "cosine"],
+    ],
+)
+def test_mixtures_end_to_end(data, tmp_path, more):
+    out = tmp_path / "run"
+    result = train_gmm(data, out, "--epochs", 5, *more)
+    assert result.exit_code == 0, result.output
+    assert "50 importance samples" in result.output and "-ELBO" in result.output
+    records = history(out)
+    assert [r["epoch"] for r in records] == [1, 2, 3, 4, 5]
+    assert records[-1]["train_loss"] < records[0]["train_loss"]
+    assert [r["step"] for r in records] == [n * (3 if "20" in more else 1) for n in range(1, 6)]
+    results = json.loads((out / "results.json").read_text())
+    # Below 16 independent fair bits, and bounded by the bound.
+    assert 0 < results["nll_nats"] < results["negative_elbo_nats"] < 16 * np.log(2)
+    assert results["nll_bits_per_dim"] == pytest.approx(results["nll_nats"] / (16 * np.log(2)))
+    assert png_size(out / "samples.png") == (8 * 30 + 2, 8 * 30 + 2)
+    assert not (out / "reconstructions.png").exists()
+
+
+def test_mixtures_of_real_values_have_a_density(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(300, 3)) * [1, 2, 3] + 5).astype(np.float32)
+    np.savez(tmp_path / "a.npz", train=rows[:200], valid=rows[200:250], test=rows[250:])
+    out = tmp_path / "run"
+    result = train_gmm(tmp_path / "a.npz", out, "--likelihood", "gaussian", "--num-components", 1)
+    assert result.exit_code == 0, result.output
+    assert "importance samples" not in result.output
+    results = json.loads((out / "results.json").read_text())
+    fitted = rows[:200]
+    variance = fitted.var(0)
+    terms = np.log(2 * np.pi * variance) + (rows[250:] - fitted.mean(0)) ** 2 / variance
+    assert results["nll_nats"] == pytest.approx(0.5 * terms.sum(1).mean(), rel=1e-4)
+    assert "negative_elbo_nats" not in results
+
+
+@pytest.mark.parametrize("fit", ["em", "gradient"])
+def test_mixtures_resume_exactly(data, tmp_path, fit):
+    assert train_gmm(data, tmp_path / "whole", "--epochs", 6, "--fit", fit).exit_code == 0
+    out = tmp_path / "parts"
+    assert train_gmm(data, out, "--epochs", 2, "--fit", fit).exit_code == 0
+    result = run("train", "gmm", "--out", out, "--resume", "--epochs", 6)
+    assert result.exit_code == 0, result.output
+    assert "resumed from epoch 2, step 0" in result.output
+    assert history(out) == history(tmp_path / "whole")
+    parts, whole = (json.loads((d / "results.json").read_text()) for d in (out, tmp_path / "whole"))
+    assert parts == whole
+    other = run("train", "gmm", "--out", out, "--resume", "--covariance", "full")
+    assert other.exit_code == 1 and "--covariance is diagonal, not full" in other.output
+
+
+def test_mixtures_stop_early_and_keep_the_best_epoch(data, tmp_path):
+    out = tmp_path / "run"
+    options = ("--num-components", 30, "--patience", 3, "--covariance", "full")
+    result = train_gmm(data, out, *options)
+    assert result.exit_code == 0, result.output
+    figures = [r["valid_nll"] for r in history(out)]
+    best = figures.index(min(figures)) + 1
+    assert len(figures) == best + 3
+    assert f"trained {len(figures)} epochs" in result.output
+    assert load_checkpoint(out / "best.pt")["epoch"] == best
+
+
+def test_a_fused_head_trains_to_the_same_figures(data, tmp_path):
+    for name, more in (("plain", []), ("fused", ["--fused-head"])):
+        assert train(data, tmp_path / name, "--epochs", 3, *more).exit_code == 0
+    plain, fused = (history(tmp_path / name) for name in ("plain", "fused"))
+    for a, b in zip(plain, fused, strict=True):
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-5)
+        assert b["valid_nll"] == pytest.approx(a["valid_nll"], rel=1e-5)
+    config = json.loads((tmp_path / "fused" / "config.json").read_text())
+    assert config["model"]["fused_head"] is True
+    result = run("train", "iwae", "--out", tmp_path / "plain", "--resume", "--fused-head")
+    assert result.exit_code == 1 and "--fused-head is False, not True" in result.output
+
+
+def test_runs_from_before_an_option_existed_go_on(data, tmp_path):
+    out = tmp_path / "run"
+    assert train(data, out, "--epochs", 1).exit_code == 0
+    config = json.loads((out / "config.json").read_text())
+    del config["model"]["fused_head"]
+    (out / "config.json").write_text(json.dumps(config))
+    result = run("train", "iwae", "--out", out, "--resume", "--epochs", 2)
+    assert result.exit_code == 0, result.output
 
 
 def test_digits_are_the_default_and_training_helps(tmp_path):
@@ -230,6 +330,23 @@ def test_corrupt_config(data, tmp_path):
         (["iwae", "--data", "none.npz"], 1, "none.npz: no such file"),
         (["iwae", "--device", "abacus"], 1, "device 'abacus' cannot be used here"),
         (["vae", "--likelihood", "bernoulli"], 1, "bernoulli likelihood with binarization"),
+        (["gmm", "--fused-head"], 2, "--fused-head does not apply to gmm"),
+        (["gmm", "--hidden-sizes", "9"], 2, "--hidden-sizes does not apply to gmm"),
+        (["gmvae", "--fit", "em"], 2, "--fit does not apply to gmvae"),
+        (["vae", "--num-components", "3"], 2, "--num-components does not apply to vae"),
+        (["iwae", "--learn-weights"], 2, "--learn-weights does not apply to iwae"),
+        (["gmm", "--covariance", "tied"], 2, "--covariance"),
+        (["gmm", "--num-components", "0"], 2, "--num-components"),
+        (["gmm", "--lr", "0.1"], 2, "--lr does not apply to --fit em"),
+        (["gmm", "--fit", "em", "--batch-size", "9"], 2, "--batch-size does not apply to --fit em"),
+        (["gmm", "--num-components", "1001"], 1, "1001 components (--num-components) need as many"),
+        (["gmm", "--likelihood", "gaussian"], 1, "64 dimensions have one value in all training"),
+        (
+            ["vae", "--fused-head", "--likelihood", "gaussian"],
+            1,
+            "vae: fused_head=True is for the Bernoulli and the categorical likelihood",
+        ),
+        (["vae", "--decoder-variance", "full"], 1, "vae: decoder_variance='full' is for the"),
     ],
 )
 def test_bad_arguments(tmp_path, arguments, code, message):

@@ -40,8 +40,12 @@ def small_data(dynamic: bool = False) -> Dataset:
     return Dataset("small", train, valid, test, "bernoulli", image_shape=(4, 4), dynamic=dynamic)
 
 
+# Of the kinds that are no latent-variable models; gradient steps, as everything else takes.
+SMALL_MODELS = {"gmm": {"num_components": 2, "fit": "gradient"}}
+
+
 def configuration(kind: str = "iwae", **changes) -> TrainConfig:
-    model = {"latent_dim": 3, "hidden_sizes": [8]}
+    model = SMALL_MODELS.get(kind, {"latent_dim": 3, "hidden_sizes": [8]})
     base = TrainConfig(kind, {}, model, epochs=4, batch_size=20, lr=1e-2, eval_samples=5)
     return dataclasses.replace(base, **changes)
 

@@ -37,7 +37,10 @@ class GMVAE(IWAE):
             equal.
         num_samples: posterior samples per row of :meth:`loss` and the default of :meth:`iwae_bound`.
             With 1 the loss is the Monte-Carlo ELBO, as in the course.
-        estimator: as :class:`~dgm_fast.models.IWAE`.
+        estimator: as :class:`~dgm_fast.models.IWAE`. "iwae" is the course's. "dreg", with one sample the
+            same as "stl", has the same expectation without the score of q, whose noise an analytic
+            divergence does not have either: with "iwae" and one sample small data sets tend to end in
+            a posterior that ignores x.
 
     The parameters ``prior_means`` and ``prior_log_vars`` are [K, L], ``prior_logits`` is [K] or None.
 
@@ -57,7 +60,7 @@ class GMVAE(IWAE):
         num_components: int = 500,
         learn_weights: bool = False,
         num_samples: int = 1,
-        estimator: str = "iwae",
+        estimator: str = "dreg",
         **kwargs: Any,
     ) -> None:
         check_count("num_components", num_components)

@@ -13,11 +13,13 @@ from dgm_fast.data.dataset import LIKELIHOODS
 from dgm_fast.data.extras import MissingExtraError, require
 from dgm_fast.data.npz import LAYOUTS
 from dgm_fast.functional.latent import ESTIMATORS
+from dgm_fast.models.gaussian_mixture import COVARIANCES
 from dgm_fast.ops import BACKENDS, get_backend
 from dgm_fast.train import session as sessions
 from dgm_fast.train.checkpoint import CheckpointError
 from dgm_fast.train.config import SCHEDULES, ConfigError, TrainConfig
 from dgm_fast.train.interrupt import StopSignals, TrainingInterrupted
+from dgm_fast.train.mixture_kinds import FITS
 from dgm_fast.train.progress import RichProgress, make_console
 from dgm_fast.train.registry import get_kind, kind_names
 from dgm_fast.train.run_directory import RunDirectory, RunDirectoryError
@@ -43,7 +45,14 @@ _MODEL_OPTIONS = (
     "num_samples",
     "estimator",
     "beta",
+    "fused_head",
+    "num_components",
+    "learn_weights",
+    "covariance",
+    "fit",
 )
+# What a fit by EM, on all training rows at once, has no use for.
+_GRADIENT_OPTIONS = ("batch_size", "lr", "schedule", "compile")
 _RUN_OPTIONS = (
     "epochs",
     "batch_size",
@@ -116,9 +125,31 @@ class _Sizes(click.ParamType):
     type=click.Choice(["unit", "shared", "full"]),
     help="Of the Gaussian likelihood. [shared]",
 )
-@click.option("--num-samples", type=click.IntRange(1), help="iwae: posterior samples K. [5]")
-@click.option("--estimator", type=click.Choice(ESTIMATORS), help="iwae: gradients. [iwae]")
+@click.option(
+    "--fused-head",
+    is_flag=True,
+    default=None,
+    help="Do not store large decoder logits: less memory, the same numbers.",
+)
+@click.option(
+    "--num-samples", type=click.IntRange(1), help="iwae, gmvae: posterior samples K. [5; 1]"
+)
+@click.option(
+    "--estimator", type=click.Choice(ESTIMATORS), help="iwae, gmvae: gradients. [iwae; dreg]"
+)
 @click.option("--beta", type=click.FloatRange(0), help="beta-vae: weight of the divergence. [4]")
+@click.option(
+    "--num-components", type=click.IntRange(1), help="gmvae, gmm: of the mixture. [500; 20]"
+)
+@click.option(
+    "--learn-weights", is_flag=True, default=None, help="gmvae: learn the mixture's weights."
+)
+@click.option("--covariance", type=click.Choice(COVARIANCES), help="gmm. [diagonal]")
+@click.option(
+    "--fit",
+    type=click.Choice(FITS),
+    help="gmm: expectation-maximisation, an iteration an epoch, or gradient steps. [em]",
+)
 @click.option("--likelihood", type=click.Choice(LIKELIHOODS), help="Default: what fits the data.")
 @click.option(
     "--binarize",
@@ -153,6 +184,9 @@ class _Sizes(click.ParamType):
 @click.pass_context
 def train(ctx: click.Context, kind: str, out: Path | None, **options: Any) -> None:
     """Train a model, keep its best epoch, and report its test NLL.
+
+    gmm takes grey levels and bits dequantised by uniform noise, so that its NLL is that of the levels,
+    in the units of the other models; of real values (--likelihood gaussian) it is the density's.
 
     The run directory holds config.json, metrics.jsonl, last.pt, best.pt, results.json and, for
     images, samples.png and reconstructions.png. Ctrl-C saves; --resume goes on with the same losses
@@ -205,6 +239,12 @@ def _configuration(
     if not options["resume"]:
         if _given(ctx, "resume_from"):
             raise click.UsageError("--resume-from goes with --resume")
+        for name in _GRADIENT_OPTIONS:
+            if requested.model.get("fit") == "em" and _given(ctx, name):
+                raise click.UsageError(
+                    f"--{name.replace('_', '-')} does not apply to --fit em, which takes all training "
+                    "rows at once; use --fit gradient"
+                )
         return requested
     run = RunDirectory.open(out)
     stored = TrainConfig.from_json(run.read_config(), str(run.config_path))
@@ -249,7 +289,8 @@ def _requested(kind: str, options: dict[str, Any]) -> TrainConfig:
         if name not in model_kind.options:
             raise click.UsageError(f"--{name.replace('_', '-')} does not apply to {kind}")
         model[name] = options[name]
-    model["hidden_sizes"] = list(model["hidden_sizes"])
+    if "hidden_sizes" in model:
+        model["hidden_sizes"] = list(model["hidden_sizes"])
     data = {key: options[name] for name, key in _DATA_OPTIONS.items()}
     if data["source"].endswith(".npz"):
         data["source"] = str(Path(data["source"]).expanduser().absolute())
@@ -324,8 +365,9 @@ def _report(console: Any, results: dict[str, Any], out: Path, files: list[str]) 
     table.add_column("bits/dim", justify="right")
     error = results.get("nll_standard_error_nats")
     spread = f" ± {error:.2f}" if error is not None else ""
+    sampled = "negative_elbo_nats" in results
     names = {
-        "nll": f"NLL, {results['eval_samples']} importance samples",
+        "nll": f"NLL, {results['eval_samples']} importance samples" if sampled else "NLL",
         "negative_elbo": "-ELBO",
     }
     for key, label in names.items():

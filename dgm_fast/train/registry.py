@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dgm_fast.data import Dataset
-from dgm_fast.models import IWAE, VAE, BetaVAE
+from dgm_fast.train.step import TrainStep
 
 Figures = dict[str, Tensor]
 
@@ -26,7 +25,10 @@ class ModelKind:
         build: (data set, options) -> model with ``loss(x)``.
         validate: (model, x [B, D]) -> figures [B] in nats, lower is better; the first decides
             early stopping.
-        test: (model, x [B, D], samples) -> figures [B] for the final evaluation, with ``nll``.
+        test: (model, x [B, D], samples) -> figures [B] for the final evaluation, with ``nll``; if the
+            samples estimate it, also with ``negative_elbo``.
+        full_batch_step: (model, options) -> a step that takes all training rows at once, one an
+            epoch, in place of gradient descent; None where the options ask for that one.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ModelKind:
     build: Callable[[Dataset, Mapping[str, Any]], nn.Module]
     validate: Callable[[Any, Tensor], Figures]
     test: Callable[[Any, Tensor, int], Figures]
+    full_batch_step: Callable[[Any, Mapping[str, Any]], TrainStep | None] = lambda *_: None
 
 
 _KINDS: dict[str, ModelKind] = {}
@@ -54,83 +57,3 @@ def get_kind(name: str) -> ModelKind:
 
 def kind_names() -> list[str]:
     return sorted(_KINDS)
-
-
-def data_marginals(dataset: Dataset) -> Tensor:
-    """Mean of the training rows [D], or the class frequencies [C, D] of categorical ones."""
-    if dataset.likelihood != "categorical":
-        return dataset.train.float().mean(0)
-    assert dataset.num_classes is not None
-    counts = torch.stack([(dataset.train == level).sum(0) for level in range(dataset.num_classes)])
-    return counts.float() / len(dataset.train)
-
-
-_ELBO_SAMPLES = 10
-
-_LATENT_OPTIONS: dict[str, Any] = {
-    "latent_dim": 32,
-    "hidden_sizes": (200, 200),
-    "decoder_variance": None,
-}
-
-
-def _build_latent(model_class: type[VAE]) -> Callable[[Dataset, Mapping[str, Any]], nn.Module]:
-    def build(dataset: Dataset, options: Mapping[str, Any]) -> nn.Module:
-        chosen = dict(options)
-        if chosen["decoder_variance"] is None:
-            # With unit variance the likelihood of data in [0, 1] says next to nothing.
-            gaussian = dataset.likelihood == "gaussian"
-            chosen["decoder_variance"] = "shared" if gaussian else "unit"
-        model = model_class(
-            dataset.num_dims,
-            likelihood=dataset.likelihood,
-            num_classes=dataset.num_classes,
-            **chosen,
-        )
-        model.init_output_bias(data_marginals(dataset))
-        return model
-
-    return build
-
-
-def _test_latent(model: VAE, x: Tensor, num_samples: int) -> Figures:
-    # One posterior sample gives a noisy figure (standard deviations of 20 nats a row are common).
-    elbos = torch.stack([model.elbo(x) for _ in range(_ELBO_SAMPLES)])
-    return {"nll": -model.log_prob(x, num_samples), "negative_elbo": -elbos.mean(0)}
-
-
-def _validate_beta_vae(model: BetaVAE, x: Tensor) -> Figures:
-    # Selecting the epoch by the plain bound would undo what beta asks for.
-    return {"loss": model.loss(x).expand(len(x)), "nll": -model.elbo(x)}
-
-
-register(
-    ModelKind(
-        "vae",
-        "variational autoencoder, trained on the ELBO",
-        _LATENT_OPTIONS,
-        _build_latent(VAE),
-        lambda model, x: {"nll": -model.elbo(x)},
-        _test_latent,
-    )
-)
-register(
-    ModelKind(
-        "beta-vae",
-        "VAE with a weighted divergence",
-        {**_LATENT_OPTIONS, "beta": 4.0},
-        _build_latent(BetaVAE),
-        _validate_beta_vae,
-        _test_latent,
-    )
-)
-register(
-    ModelKind(
-        "iwae",
-        "importance-weighted autoencoder, trained on the K-sample bound",
-        {**_LATENT_OPTIONS, "num_samples": 5, "estimator": "iwae"},
-        _build_latent(IWAE),
-        lambda model, x: {"nll": -model.iwae_bound(x)},
-        _test_latent,
-    )
-)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from dgm_fast.data import Dataset, load_dataset
+from dgm_fast.data import DataError, Dataset, load_dataset
 from dgm_fast.ops import backend
 from dgm_fast.train.batches import BatchOrder
-from dgm_fast.train.config import TrainConfig
+from dgm_fast.train.config import ConfigError, TrainConfig
 from dgm_fast.train.evaluate import means, per_row, summary
 from dgm_fast.train.files import write_json
 from dgm_fast.train.interrupt import StopSignals
@@ -24,7 +24,7 @@ from dgm_fast.train.progress import Progress
 from dgm_fast.train.registry import get_kind
 from dgm_fast.train.run_directory import RunDirectory, RunDirectoryError
 from dgm_fast.train.samples import write_reconstructions, write_samples
-from dgm_fast.train.step import LossStep
+from dgm_fast.train.step import LossStep, TrainStep
 from dgm_fast.train.trainer import Trainer
 
 # Rows per call of an evaluation: the models chunk their samples, so this only bounds [B, K, D] of a
@@ -94,6 +94,9 @@ def build(
         config: the run.
         progress, signals, on_step: as for :class:`Trainer`.
         dataset: instead of loading ``config.data``.
+
+    Raises:
+        DataError, ConfigError: if data, options and model do not fit each other.
     """
     device = resolve_device(config.device)
     if dataset is None:
@@ -102,14 +105,16 @@ def build(
     torch.manual_seed(config.seed)
     kind = get_kind(config.kind)
     options = {**kind.options, **config.model}
-    model = kind.build(dataset, options).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    scheduler = None
-    if config.schedule == "cosine":
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
-    loss: Any = model.loss
-    if config.compile:
-        loss = torch.compile(loss)
+    try:
+        model = kind.build(dataset, options).to(device)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{config.kind}: {error}") from error
+    batch_size = len(dataset.train)
+    step = kind.full_batch_step(model, options)
+    if step is None:
+        batch_size, step = config.batch_size, _gradient_step(model, config)
 
     def evaluate(trained: nn.Module) -> dict[str, float]:
         return means(
@@ -124,9 +129,9 @@ def build(
 
     trainer = Trainer(
         model,
-        LossStep(loss, optimizer, scheduler),
+        step,
         dataset,
-        BatchOrder(len(dataset.train), config.batch_size, config.seed, device),
+        BatchOrder(len(dataset.train), batch_size, config.seed, device),
         evaluate,
         max_epochs=config.epochs,
         patience=config.patience,
@@ -135,6 +140,17 @@ def build(
         on_step=on_step,
     )
     return Session(config, model, dataset, trainer)
+
+
+def _gradient_step(model: nn.Module, config: TrainConfig) -> TrainStep:
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    scheduler = None
+    if config.schedule == "cosine":
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
+    loss: Any = model.loss
+    if config.compile:
+        loss = torch.compile(loss)
+    return LossStep(loss, optimizer, scheduler)
 
 
 def run_record(session: Session) -> dict[str, Any]:
@@ -207,11 +223,16 @@ def evaluate_test(
 
 
 def write_outputs(session: Session, run: RunDirectory, results: dict[str, Any]) -> list[str]:
-    """Write ``results.json`` and, for image data, the image grids; returns the file names."""
+    """Write ``results.json`` and, for image data, the image grids; returns the file names.
+
+    Reconstructions are those of models with a ``reconstruct`` method.
+    """
     written = []
     if session.dataset.image_shape is not None:
         write_samples(run.samples_path, session.model, session.dataset)
-        write_reconstructions(run.reconstructions_path, session.model, session.dataset)
-        written += [run.samples_path.name, run.reconstructions_path.name]
+        written.append(run.samples_path.name)
+        if hasattr(session.model, "reconstruct"):
+            write_reconstructions(run.reconstructions_path, session.model, session.dataset)
+            written.append(run.reconstructions_path.name)
     write_json(run.results_path, results)
     return [run.results_path.name, *written]

@@ -66,7 +66,9 @@ class Launch:
             signature[param.name] = kind
             if kind == "constexpr":
                 constants[(param.num,)] = value
-            elif isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+            elif isinstance(value, torch.Tensor) or (
+                isinstance(value, int) and value % 16 == 0 and not param.do_not_specialize
+            ):
                 attributes[(param.num,)] = [["tt.divisibility", 16]]
         return ASTSource(self.kernel, signature, constants, attributes)
 
@@ -97,7 +99,9 @@ def _specialised(param: Any, value: Any) -> str:
     if isinstance(value, bool):
         return "u1"
     if isinstance(value, int):
-        return "constexpr" if value == 1 else "i32" if -(2**31) <= value < 2**31 else "i64"
+        if value == 1 and not param.do_not_specialize:
+            return "constexpr"
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
     if isinstance(value, float):
         return "fp32"
     raise TypeError(f"{param.name}: no Triton type for {type(value).__name__}")
@@ -175,11 +179,12 @@ def table(builds: Sequence[tuple[str, Sequence[Build]]]) -> str:
             rows.setdefault((b.kernel, case.replace("torch.", "")), {})[b.target] = b
     targets = sorted({target for row in rows.values() for target in row})
     heads = "".join(f"{'sm_' + str(t):>9}" for t in targets)
-    lines = [f"{'registers+stack':<33}{'case':<36}{'warps':>5}{heads}"]
+    width = max(len(kernel) for kernel, _ in rows) + 1
+    lines = [f"{'registers+stack':<{width}}{'case':<36}{'warps':>5}{heads}"]
     for (kernel, case), row in sorted(rows.items()):
         cells = [f"{row[t].registers}+{row[t].stack}" if t in row else "" for t in targets]
         warps = next(iter(row.values())).warps
-        lines.append(f"{kernel:<33}{case:<36}{warps:>5}" + "".join(f"{c:>9}" for c in cells))
+        lines.append(f"{kernel:<{width}}{case:<36}{warps:>5}" + "".join(f"{c:>9}" for c in cells))
     return "\n".join(lines)
 
 

@@ -15,10 +15,10 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from helpers import offline_gpu
 
-# Registers per thread: 64 leave room for 32 warps on a multiprocessor, 80 for 24, 128 for 16.
-USUAL, WIDE = 80, 128
+# Registers per thread: 64 leave room for 32 warps on a multiprocessor, 80 for 24, 128 for 16, 224 for 8.
+USUAL, WIDE, PRODUCT = 80, 128, 224
 
-B, K, D, C, L = 128, 50, 784, 17, 50
+B, K, D, C, L, H = 128, 50, 784, 17, 50, 200
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -27,7 +27,7 @@ def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
     """name -> (launcher call, register bound)."""
-    from dgm_fast.kernels import latent, likelihood
+    from dgm_fast.kernels import latent, likelihood, linear_head
 
     def t(*shape: int) -> torch.Tensor:
         return _meta(*shape, dtype=dtype)
@@ -39,6 +39,21 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
     index = _meta(B, 1, D, dtype=torch.int64)
     mean, log_var, z = t(B, L), t(B, L), t(B, K, L)
     yes = [True] * 7
+
+    def bernoulli_head(mask: list[bool] | None = None) -> Any:
+        args = t(B, K, H), t(D, H), t(D), x
+        if mask is None:
+            return linear_head.linear_bernoulli_log_prob_fwd(*args)
+        return linear_head.linear_bernoulli_log_prob_bwd(f(B, K), *args, mask)
+
+    def categorical_head(classes: int, packing: int, mask: list[bool] | None = None) -> Any:
+        pixels = packing == 2
+        rows = classes if pixels else classes * L
+        h, data = (t(B, 64, D), index[:, 0]) if pixels else (t(B * K, 64), index[:1, 0, :L])
+        args = h, t(rows, 64), t(rows), data, classes, packing
+        if mask is None:
+            return linear_head.linear_categorical_log_prob_fwd(*args)
+        return linear_head.linear_categorical_log_prob_bwd(f(h.shape[0]), *args, mask)
 
     def bound(code: int, out: torch.Tensor, log_var_out: Any, data: torch.Tensor) -> Any:
         return latent.iwae_bound_fwd(
@@ -83,6 +98,14 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
             ),
             WIDE,
         ),
+        "bernoulli head": (bernoulli_head, WIDE),
+        "bernoulli head backward": (lambda: bernoulli_head([True] * 3 + [False]), WIDE),
+        "categorical head": (lambda: categorical_head(C, 0), PRODUCT),
+        "categorical head backward": (lambda: categorical_head(C, 0, yes[:3]), PRODUCT),
+        "pixel head": (lambda: categorical_head(256, 2), PRODUCT),
+        "pixel head backward": (lambda: categorical_head(256, 2, yes[:3]), PRODUCT),
+        "head of many classes": (lambda: categorical_head(1000, 1), PRODUCT),
+        "head of many classes backward": (lambda: categorical_head(1000, 1, yes[:3]), PRODUCT),
         "kl": (lambda: latent.gaussian_kl_fwd(mean, log_var, t(L), t(L), 1), WIDE),
         "kl backward": (
             lambda: latent.gaussian_kl_bwd(f(B), mean, log_var, t(L), t(L), 1, yes[:4]),
