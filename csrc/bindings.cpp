@@ -2,6 +2,8 @@
 
 #include "cpu/table.h"
 #include "kernels.h"
+#include "layout.h"
+#include "output_pool.h"
 #include "reference_bridge.h"
 #include "registry.h"
 
@@ -66,4 +68,10 @@ PYBIND11_MODULE(_C, m) {
     active_level = std::move(level);
   });
   m.def("active_isa", [] { return active_level; });
+  // For the test that fills new memory.
+  m.def("empty_output", [](const std::vector<int64_t>& sizes) {
+    return empty_output(sizes, at::kFloat);
+  });
+  m.def("empty_output_pool", &empty_output_pool);
+  m.def("output_pool_idle_bytes", &output_pool_idle_bytes);
 }

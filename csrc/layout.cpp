@@ -1,16 +1,17 @@
 #include "layout.h"
 
+#include "output_pool.h"
+
+#include <ATen/Context.h>
 #include <ATen/Dispatch.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/ExpandUtils.h>
 #include <ATen/Parallel.h>
+#include <ATen/native/TensorFactories.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
-
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 namespace dgm_fast {
 
@@ -41,22 +42,16 @@ at::ScalarType sum_dtype(const at::Tensor& t) {
 }
 
 at::Tensor empty_output(at::IntArrayRef sizes, at::ScalarType dtype) {
-  at::Tensor result = at::empty(sizes, at::TensorOptions().dtype(dtype));
-#ifdef __linux__
-  constexpr uintptr_t kHugePage = 2 << 20;
-  // Above what malloc keeps for reuse (32 MiB), where every allocation is fresh. Below it the advice costs more
-  // than it brings: memory that is there already is taken apart and assembled again.
-  constexpr size_t kWorthwhile = 64 << 20;
-  if (result.nbytes() >= kWorthwhile) {
-    const auto begin = reinterpret_cast<uintptr_t>(result.mutable_data_ptr());
-    const auto first = (begin + kHugePage - 1) / kHugePage * kHugePage;
-    const auto last = (begin + result.nbytes()) / kHugePage * kHugePage;
-    if (last > first) {
-      // A hint: where the system refuses it, ordinary pages serve.
-      madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-    }
+  const auto bytes = c10::multiply_integers(sizes) * c10::elementSize(dtype);
+  if (static_cast<size_t>(bytes) < kPooledBytes) {
+    return at::empty(sizes, at::TensorOptions().dtype(dtype));
   }
-#endif
+  at::Tensor result = at::detail::empty_generic(
+      sizes, output_pool(), c10::DispatchKeySet(c10::DispatchKey::CPU), dtype, std::nullopt);
+  auto& context = at::globalContext();
+  if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory()) {
+    at::native::fill_empty_deterministic_(result);
+  }
   return result;
 }
 

@@ -13,7 +13,7 @@ Dtype dtype_code(at::ScalarType type);
 // The dtype of sums: float64 for float64, else float32.
 at::ScalarType sum_dtype(const at::Tensor& t);
 
-// An output tensor. Large ones ask for huge pages: page faults on fresh memory cost as much as the kernel.
+// An output tensor; the memory of large ones is used again (output_pool.h).
 at::Tensor empty_output(at::IntArrayRef sizes, at::ScalarType dtype);
 
 // Whether a gradient of this size is written past the caches: larger than what of them is likely ours.

@@ -174,11 +174,51 @@ void gaussian_kl_grad(const KlGradArgs& args) {
   });
 }
 
+// Vectors of one row that are in registers while its samples pass: memory is then read nearly in order.
+constexpr int kRowVectors = 4;
+
+// visit(integral_constant<N>, first, count of the last vector) for groups of N vectors that cover `size`.
+template <typename T, typename F>
+void each_row_group(int64_t size, F&& visit) {
+  constexpr int64_t step = kStep<T>;
+  for (int64_t i = 0; i < size; i += kRowVectors * step) {
+    const int64_t rest = std::min(size - i, kRowVectors * step);
+    const int64_t last = (rest - 1) % step + 1;
+    switch ((rest - 1) / step) {
+      case 0:
+        visit(std::integral_constant<int, 1>{}, i, last);
+        break;
+      case 1:
+        visit(std::integral_constant<int, 2>{}, i, last);
+        break;
+      case 2:
+        visit(std::integral_constant<int, 3>{}, i, last);
+        break;
+      default:
+        visit(std::integral_constant<int, kRowVectors>{}, i, last);
+    }
+  }
+}
+
+// Vector v of a group of N, of which only the last may have less than all lanes.
+template <int N, typename T>
+inline Vec<acc_t<T>> load_of_group(const T* p, int v, int64_t last) {
+  return v + 1 < N || last == kStep<T> ? vload(p + v * kStep<T>) : vload(p + v * kStep<T>, last);
+}
+
+template <int N, typename T>
+inline void store_of_group(T* p, int v, int64_t last, const Vec<acc_t<T>>& value) {
+  if (v + 1 < N || last == kStep<T>) {
+    vstore(p + v * kStep<T>, value);
+  } else {
+    vstore(p + v * kStep<T>, value, last);
+  }
+}
+
 void reparameterize(const ReparameterizeArgs& args) {
   with_floating(args.dtype, [&](auto t) {
     using T = typename decltype(t)::type;
     using A = acc_t<T>;
-    constexpr int step = kStep<T>;
     const auto* mean = static_cast<const T*>(args.mean);
     const auto* log_var = static_cast<const T*>(args.log_var);
     const auto* eps = static_cast<const T*>(args.eps);
@@ -186,22 +226,25 @@ void reparameterize(const ReparameterizeArgs& args) {
     const int64_t grain = grain_rows(args.samples * args.size);
     at::parallel_for(0, args.batch, grain, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b) {
-        for (int64_t i = 0; i < args.size; i += step) {
-          const int64_t count = std::min<int64_t>(step, args.size - i);
-          const bool whole = count == step;
-          const int64_t at = b * args.size + i;
-          const Vec<A> m = whole ? vload(mean + at) : vload(mean + at, count);
-          const Vec<A> lv = whole ? vload(log_var + at) : vload(log_var + at, count);
-          const Vec<A> std = full_exp(lv * Vec<A>(0.5));
+        each_row_group<T>(args.size, [&](auto vectors, int64_t i, int64_t last) {
+          constexpr int N = decltype(vectors)::value;
+          const int64_t row = b * args.size + i;
+          Vec<A> m[N];
+          Vec<A> std[N];
+#pragma GCC unroll 4
+          for (int v = 0; v < N; ++v) {
+            m[v] = load_of_group<N>(mean + row, v, last);
+            std[v] = full_exp(load_of_group<N>(log_var + row, v, last) * Vec<A>(0.5));
+          }
           for (int64_t k = 0; k < args.samples; ++k) {
-            const int64_t to = (b * args.samples + k) * args.size + i;
-            if (whole) {
-              vstore(z + to, at::vec::fmadd(std, vload(eps + to), m));
-            } else {
-              vstore(z + to, at::vec::fmadd(std, vload(eps + to, count), m), count);
+            const int64_t at = (b * args.samples + k) * args.size + i;
+#pragma GCC unroll 4
+            for (int v = 0; v < N; ++v) {
+              const Vec<A> e = load_of_group<N>(eps + at, v, last);
+              store_of_group<N>(z + at, v, last, at::vec::fmadd(std[v], e, m[v]));
             }
           }
-        }
+        });
       }
     });
   });
@@ -211,7 +254,6 @@ void reparameterize_grad(const ReparameterizeGradArgs& args) {
   with_floating(args.dtype, [&](auto t) {
     using T = typename decltype(t)::type;
     using A = acc_t<T>;
-    constexpr int step = kStep<T>;
     const auto* grad = static_cast<const T*>(args.grad);
     const auto* log_var = static_cast<const T*>(args.log_var);
     const auto* eps = static_cast<const T*>(args.eps);
@@ -220,30 +262,37 @@ void reparameterize_grad(const ReparameterizeGradArgs& args) {
     const int64_t grain = grain_rows(args.samples * args.size);
     at::parallel_for(0, args.batch, grain, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b) {
-        for (int64_t i = 0; i < args.size; i += step) {
-          const int64_t count = std::min<int64_t>(step, args.size - i);
-          const bool whole = count == step;
-          Vec<A> sum(0);
-          Vec<A> sum_eps(0);
+        each_row_group<T>(args.size, [&](auto vectors, int64_t i, int64_t last) {
+          constexpr int N = decltype(vectors)::value;
+          Vec<A> sum[N];
+          Vec<A> sum_eps[N];
+#pragma GCC unroll 4
+          for (int v = 0; v < N; ++v) {
+            sum[v] = Vec<A>(0);
+            sum_eps[v] = Vec<A>(0);
+          }
           for (int64_t k = 0; k < args.samples; ++k) {
             const int64_t at = (b * args.samples + k) * args.size + i;
-            const Vec<A> g = whole ? vload(grad + at) : vload(grad + at, count);
-            const Vec<A> e = whole ? vload(eps + at) : vload(eps + at, count);
-            sum = sum + g;
-            sum_eps = at::vec::fmadd(g, e, sum_eps);
+#pragma GCC unroll 4
+            for (int v = 0; v < N; ++v) {
+              const Vec<A> g = load_of_group<N>(grad + at, v, last);
+              sum[v] = sum[v] + g;
+              sum_eps[v] = at::vec::fmadd(g, load_of_group<N>(eps + at, v, last), sum_eps[v]);
+            }
           }
-          const int64_t at = b * args.size + i;
-          if (grad_mean != nullptr) {
-            vstore(grad_mean + at, sum, count);
+          const int64_t row = b * args.size + i;
+#pragma GCC unroll 4
+          for (int v = 0; v < N; ++v) {
+            if (grad_mean != nullptr) {
+              store_of_group<N>(grad_mean + row, v, last, sum[v]);
+            }
+            if (grad_log_var != nullptr) {
+              const Vec<A> half = load_of_group<N>(log_var + row, v, last) * Vec<A>(0.5);
+              store_of_group<N>(
+                  grad_log_var + row, v, last, Vec<A>(0.5) * full_exp(half) * sum_eps[v]);
+            }
           }
-          if (grad_log_var != nullptr) {
-            const Vec<A> lv = vload(log_var + at, count);
-            vstore(
-                grad_log_var + at,
-                Vec<A>(0.5) * full_exp(lv * Vec<A>(0.5)) * sum_eps,
-                count);
-          }
-        }
+        });
       }
     });
   });

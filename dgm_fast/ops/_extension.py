@@ -67,6 +67,17 @@ def active_isa() -> str | None:
     return extension.active_isa() if extension is not None else None
 
 
+def empty_cache() -> None:
+    """Return memory that the C++ ops keep for their next outputs to the system.
+
+    Outputs of a megabyte and more are allocated from a pool, since the page faults of fresh memory
+    cost more than most kernels; it keeps at most 256 MiB that no tensor uses. Tensors on other devices
+    are not concerned.
+    """
+    if extension is not None:
+        extension.empty_output_pool()
+
+
 def _load_extension() -> ModuleType | None:
     try:
         return importlib.import_module("dgm_fast._C")
