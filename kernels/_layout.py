@@ -174,6 +174,16 @@ def per_program(tasks: int) -> int:
     return max(1, tasks // _PROGRAMS)
 
 
+def chunk_rows(rows: int, block_rows: int, columns: int, most: int | None = None) -> int:
+    """Rows that one program sums up, in whole blocks, where ``columns`` programs share each row.
+
+    ``most`` bounds the number of chunks where the memory of their sums counts.
+    """
+    chunks = min(_PROGRAMS // columns, rows // block_rows)
+    chunks = max(1, chunks if most is None else min(chunks, most))
+    return block_rows * triton.cdiv(triton.cdiv(rows, chunks), block_rows)
+
+
 def warps(elements: int) -> int:
     return max(1, min(4, elements // 256))
 
@@ -226,8 +236,7 @@ class Gradients:
         self.chunk = self.tile.rows
         if ACCUMULATE in self.modes:
             columns = rows.outer * triton.cdiv(rows.size, self.tile.size)
-            chunks = max(1, min(_PROGRAMS // columns, rows.inner // self.tile.rows))
-            self.chunk *= triton.cdiv(triton.cdiv(rows.inner, chunks), self.tile.rows)
+            self.chunk = chunk_rows(rows.inner, self.tile.rows, columns)
         self.chunks = triton.cdiv(rows.inner, self.chunk)
         self.buffers = [self._buffer(i, dtype) for i in range(len(args))]
 

@@ -22,13 +22,19 @@ def row_max(p_w, o_k, mask_row, size, s_k, ACC: tl.constexpr, BR: tl.constexpr, 
 
 
 @triton.jit
-def shifted_exp(p_w, o_k, mask_row, size, s_k, b_max, ACC: tl.constexpr):
-    """e^(w - max), 0 for masked entries. A maximum of +inf leaves 1 for +inf and 0 for the others."""
+def shifted(p_w, o_k, mask_row, size, s_k, b_max, ACC: tl.constexpr):
+    """w - max, -inf for masked entries. A maximum of +inf leaves 0 for +inf and -inf for the others."""
     mask = mask_row & (o_k < size)
     b_w = tl.load(p_w + o_k * s_k, mask, other=float("-inf")).to(ACC)
     b_finite = tl.where(tl.abs(b_max) == float("inf"), 0.0, b_max)
     b_hot = tl.where(b_w == float("inf"), 0.0, tl.where(b_w == b_w, float("-inf"), b_w))
-    return tl.exp(tl.where(b_max == float("inf"), b_hot, b_w - b_finite))
+    return tl.where(b_max == float("inf"), b_hot, b_w - b_finite)
+
+
+@triton.jit
+def shifted_exp(p_w, o_k, mask_row, size, s_k, b_max, ACC: tl.constexpr):
+    """e^(w - max), with the limits of ``shifted``."""
+    return tl.exp(shifted(p_w, o_k, mask_row, size, s_k, b_max, ACC))
 
 
 @triton.jit

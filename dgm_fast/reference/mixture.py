@@ -78,9 +78,7 @@ def discretized_logistic_mixture_log_prob(
         + F.logsigmoid(-minus)
         + torch.log(-torch.expm1(-2.0 * half_bin * inverse.clamp(min=1e-30)))
     )
-    density = (
-        F.logsigmoid(centre) + F.logsigmoid(-centre) - log_scales - math.log((levels - 1) / 2)
-    )
+    density = F.logsigmoid(centre) + F.logsigmoid(-centre) - log_scales - math.log((levels - 1) / 2)
     interior = torch.where(log_difference > MIN_LOG_DIFFERENCE, log_difference, density)
     outermost = edge(levels)
     log_prob = torch.where(

@@ -45,7 +45,7 @@ _TYPES = {
     torch.uint8: "u8",
     torch.bool: "i1",
 }
-_OPTIONS = ("num_warps", "num_stages")
+_OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
 @dataclass(frozen=True)

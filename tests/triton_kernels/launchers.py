@@ -26,10 +26,12 @@ DIFFERENTIABLE = {
     "log_mean_exp": (0,),
     "elbo": (0, 1, 2, 3, 4),
     "iwae_bound": (0, 1, 2, 3, 4, 5, 6),
+    "discretized_logistic_mixture_log_prob": (0,),
+    "gaussian_mixture_log_prob": (0, 1, 2, 3),
     "linear_bernoulli_log_prob": (0, 1, 2, 3),
     "linear_categorical_log_prob": (0, 1, 2),
 }
-SAVED = {"log_mean_exp": 1, "iwae_bound": 2}
+SAVED = {"log_mean_exp": 1, "iwae_bound": 2, "gaussian_mixture_log_prob": 1}
 
 
 def _launcher(op: str, suffix: str) -> Any:

@@ -55,6 +55,11 @@ def _calls() -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
         x = index[:, :10].view(B, 2, 5)
         return F.linear_categorical_log_prob(h, weight, None, x, num_classes=6, recompute=True)
 
+    pixels = torch.randint(0, 16, (B, 3, 2, 3)) / 7.5 - 1
+
+    def logistic_mixture(params: Tensor) -> Tensor:
+        return F.discretized_logistic_mixture_log_prob(params, pixels, num_mixtures=2, levels=16)
+
     def sample(mean: Tensor, log_var: Tensor) -> Tensor:
         return F.reparameterize(mean, log_var, K, generator=torch.Generator().manual_seed(3))
 
@@ -68,6 +73,11 @@ def _calls() -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
         "elbo": (
             lambda out, mean, log_var: F.elbo(bits, out, mean, log_var, beta=0.3),
             [_leaf(B, D), _leaf(B, L), _leaf(B, L)],
+        ),
+        "logistic mixture": (logistic_mixture, [_leaf(B, 20, 2, 3)]),
+        "gaussian mixture": (
+            F.gaussian_mixture_log_prob,
+            [_leaf(B, L), _leaf(K, L), _leaf(K, L), _leaf(K)],
         ),
         "bernoulli head": (
             bernoulli_head,

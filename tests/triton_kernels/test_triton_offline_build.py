@@ -27,7 +27,7 @@ def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
     """name -> (launcher call, register bound)."""
-    from dgm_fast.kernels import latent, likelihood, linear_head
+    from dgm_fast.kernels import latent, likelihood, linear_head, mixture
 
     def t(*shape: int) -> torch.Tensor:
         return _meta(*shape, dtype=dtype)
@@ -54,6 +54,19 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
         if mask is None:
             return linear_head.linear_categorical_log_prob_fwd(*args)
         return linear_head.linear_categorical_log_prob_bwd(f(h.shape[0]), *args, mask)
+
+    def logistic_mixture(channels: int, mixtures: int, backward: bool = False) -> Any:
+        rows = (10 if channels == 3 else 3) * mixtures
+        args = t(B, rows, 28, 28), t(B, channels, 28, 28), mixtures, 256, False
+        if not backward:
+            return mixture.discretized_logistic_mixture_log_prob_fwd(*args)
+        return mixture.discretized_logistic_mixture_log_prob_bwd(f(B), *args, [True])
+
+    def gaussian_mixture(components: int, size: int, mask: list[bool] | None = None) -> Any:
+        args = t(B, K, size), t(components, size), t(components, size), t(components)
+        if mask is None:
+            return mixture.gaussian_mixture_log_prob_fwd(*args)
+        return mixture.gaussian_mixture_log_prob_bwd(f(B, K), f(B, K), *args, mask)
 
     def bound(code: int, out: torch.Tensor, log_var_out: Any, data: torch.Tensor) -> Any:
         return latent.iwae_bound_fwd(
@@ -106,6 +119,14 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
         "pixel head backward": (lambda: categorical_head(256, 2, yes[:3]), PRODUCT),
         "head of many classes": (lambda: categorical_head(1000, 1), PRODUCT),
         "head of many classes backward": (lambda: categorical_head(1000, 1, yes[:3]), PRODUCT),
+        "logistic mixture": (lambda: logistic_mixture(3, 10), WIDE),
+        "logistic mixture backward": (lambda: logistic_mixture(3, 10, True), WIDE),
+        "logistic mixture, many": (lambda: logistic_mixture(3, 40, True), WIDE),
+        "logistic mixture, grey": (lambda: logistic_mixture(1, 5, True), USUAL),
+        "gaussian mixture": (lambda: gaussian_mixture(500, 10), WIDE),
+        "gaussian mixture backward": (lambda: gaussian_mixture(500, 10, yes[:4]), WIDE),
+        "gaussian mixture backward, few": (lambda: gaussian_mixture(3, 2, yes[:4]), USUAL),
+        "gaussian mixture backward, long": (lambda: gaussian_mixture(20, 300, yes[:4]), WIDE),
         "kl": (lambda: latent.gaussian_kl_fwd(mean, log_var, t(L), t(L), 1), WIDE),
         "kl backward": (
             lambda: latent.gaussian_kl_bwd(f(B), mean, log_var, t(L), t(L), 1, yes[:4]),
