@@ -14,10 +14,6 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-const void* data_or_null(const OptionalTensor& t) {
-  return t.has_value() ? t->const_data_ptr() : nullptr;
-}
-
 // Decoder outputs and latents as the kernels read them; holds what had to be converted.
 class BoundLayout {
  public:

@@ -48,17 +48,18 @@ void iwae_bound(IwaeArgs& args) {
           continue;
         }
         posterior.seek(b);
-        log_w[r] = decoder.log_prob(b, r - b * in.samples) +
+        log_w[r] = static_cast<A>(
+            decoder.log_prob(b, r - b * in.samples) +
             posterior.log_ratio(z + r * in.latent, log_prior == nullptr) +
-            (log_prior != nullptr ? log_prior[r] : A(0));
+            (log_prior != nullptr ? log_prior[r] : A(0)));
       }
     });
-    const A log_samples = static_cast<A>(std::log(static_cast<double>(in.samples)));
     at::parallel_for(0, in.batch, grain_rows(in.samples), [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b) {
         const A* w = log_w + b * in.samples;
         const auto row = row_exp_sum(w, in.samples);
-        A value = row.highest + std::log(row.sum);
+        // Of the mean: log(sum) - log(K) would cancel where all log-weights are alike.
+        A value = row.highest + std::log(row.sum / static_cast<A>(in.samples));
         if (std::isnan(value)) {
           A highest = w[0];
           for (int64_t k = 1; k < in.samples; ++k) {
@@ -66,7 +67,7 @@ void iwae_bound(IwaeArgs& args) {
           }
           value = highest;
         }
-        bound[b] = value - log_samples;
+        bound[b] = value;
       }
     });
   });
@@ -90,6 +91,15 @@ void put_shared_log_var(const BoundArgs& in, const std::vector<A>& row, void* gr
     total += value;
   }
   *offset<A>(grad, b) = static_cast<A>(total);
+}
+
+// A finished sum into its row of a gradient that may not be wanted.
+template <typename A>
+void put(RowSums<A>& sums, A* grad) {
+  if (grad != nullptr) {
+    const auto& row = sums.finish();
+    std::copy(row.begin(), row.end(), grad);
+  }
 }
 
 // The normalised weights of one batch row times its upstream gradient; +inf shares among its equals. Formed
@@ -130,21 +140,19 @@ void iwae_bound_grad(const IwaeGradArgs& args) {
       Decoder<T> decoder(in);
       Posterior<A> posterior(in);
       std::vector<A> weight(samples);
-      std::vector<A> log_var_row(args.grad_out_log_var != nullptr ? size : 0);
-      std::vector<A> mean_sum(latent);
-      std::vector<A> log_var_sum(latent);
       const bool own = args.grad_out_log_var != nullptr && decoder.own_variance();
+      const bool shared = args.grad_out_log_var != nullptr && !own;
+      RowSums<A> shared_log_var(shared ? size : 0);
+      RowSums<A> x_sum(args.grad_x != nullptr ? size : 0);
+      RowSums<A> mean_sum(latent);
+      RowSums<A> log_var_sum(latent);
       const int64_t row_size = decoder.row_size();
       for (int64_t b = begin; b < end; ++b) {
         weights(log_w + b * samples, bound[b], grad[b], samples, weight.data());
         posterior.seek(b);
-        auto* grad_x = offset<A>(args.grad_x, b * size);
-        if (grad_x != nullptr) {
-          std::fill_n(grad_x, size, A(0));
+        for (auto* sums : {&shared_log_var, &x_sum, &mean_sum, &log_var_sum}) {
+          sums->restart();
         }
-        std::fill(log_var_row.begin(), log_var_row.end(), A(0));
-        std::fill(mean_sum.begin(), mean_sum.end(), A(0));
-        std::fill(log_var_sum.begin(), log_var_sum.end(), A(0));
         for (int64_t k = 0; k < samples; ++k) {
           const int64_t r = b * samples + k;
           const A w = weight[k];
@@ -173,8 +181,8 @@ void iwae_bound_grad(const IwaeGradArgs& args) {
               w,
               grad_out,
               grad_own,
-              own || args.grad_out_log_var == nullptr ? nullptr : log_var_row.data(),
-              grad_x,
+              shared ? shared_log_var.data() : nullptr,
+              args.grad_x != nullptr ? x_sum.data() : nullptr,
               args.stream);
           // d log w / d mean = -(z - mean) / var, d log w / d log_var = (1 - (z - mean)^2 / var) / 2.
           const A* z = static_cast<const A*>(in.z) + r * latent;
@@ -199,16 +207,15 @@ void iwae_bound_grad(const IwaeGradArgs& args) {
                   count);
             }
           }
+          for (auto* sums : {&shared_log_var, &x_sum, &mean_sum, &log_var_sum}) {
+            sums->next();
+          }
         }
-        if (args.grad_mean != nullptr) {
-          std::copy(mean_sum.begin(), mean_sum.end(), offset<A>(args.grad_mean, b * latent));
-        }
-        if (args.grad_log_var != nullptr) {
-          std::copy(
-              log_var_sum.begin(), log_var_sum.end(), offset<A>(args.grad_log_var, b * latent));
-        }
-        if (args.grad_out_log_var != nullptr && !own) {
-          put_shared_log_var(in, log_var_row, args.grad_out_log_var, b);
+        put(x_sum, offset<A>(args.grad_x, b * size));
+        put(mean_sum, offset<A>(args.grad_mean, b * latent));
+        put(log_var_sum, offset<A>(args.grad_log_var, b * latent));
+        if (shared) {
+          put_shared_log_var(in, shared_log_var.finish(), args.grad_out_log_var, b);
         }
       }
       finish_streaming(args.stream);
@@ -234,14 +241,16 @@ void elbo(ElboArgs& args) {
         }
         const A* mean = static_cast<const A*>(in.mean) + b * in.latent;
         const A* log_var = static_cast<const A*>(in.log_var) + b * in.latent;
-        Vec<A> sum(0);
-        for (int64_t i = 0; i < in.latent; i += kLanes<A>) {
-          const int64_t count = std::min<int64_t>(kLanes<A>, in.latent - i);
-          const Vec<A> m = vload(mean + i, count);
-          sum = at::vec::fmadd(m, m, sum + exp_minus(vload(log_var + i, count)).one_and_v);
-        }
-        const A kl = A(0.5) * sum_lanes<A>(sum);
-        elbo[b] = decoder.log_prob(b, 0) - static_cast<A>(args.beta) * kl;
+        const double kl = 0.5 * blocked_sum(in.latent, [&](int64_t first, int64_t length) {
+          Vec<A> sum(0);
+          for (int64_t i = first; i < first + length; i += kLanes<A>) {
+            const int64_t count = std::min<int64_t>(kLanes<A>, first + length - i);
+            const Vec<A> m = vload(mean + i, count);
+            sum = sum + at::vec::fmadd(m, m, exp_minus(vload(log_var + i, count)).one_and_v);
+          }
+          return sum_lanes<A>(sum);
+        });
+        elbo[b] = static_cast<A>(decoder.log_prob(b, 0) - args.beta * kl);
       }
     });
   });

@@ -4,6 +4,7 @@
 // up first would round to the size of the logits what then cancels against a logit.
 #pragma once
 
+#include "sums.h"
 #include "vec.h"
 
 #include <vector>
@@ -12,8 +13,11 @@ namespace dgm_fast {
 inline namespace CPU_CAPABILITY {
 
 // Classes read together: their maximum is known before their exponentials, so that a running sum is
-// rescaled once a block and not once a class.
-inline constexpr int64_t kClassBlock = 32;
+// rescaled once a block and not once a class. Very many classes take longer blocks, for the rounding of the sum
+// over blocks; 256 vectors still fit the first-level cache.
+inline int64_t class_block(int64_t classes) {
+  return classes > 4096 ? 256 : 32;
+}
 
 // For `width` columns of rows `stride` apart: highest[j] = max_c logits[c, j] and sum[j] = sum_c exp(logits[c, j] - highest[j]).
 template <typename T>
@@ -34,19 +38,21 @@ inline void column_exp_sums(
     for (int64_t c = c0; c < c1; ++c) {
       top = max_ignoring_nan<A>(read(logits + c * stride + j), top);
     }
-    Vec<A> total(0);
+    Vec<A> earlier(0);
     if (!first) {
       const Vec<A> before = accumulate(highest + j);
       top = max_ignoring_nan<A>(before, top);
-      total = accumulate(sum + j) * exp_nonpositive(before - top);
+      earlier = accumulate(sum + j) * exp_nonpositive(before - top);
     }
+    Vec<A> total(0);
     for (int64_t c = c0; c < c1; ++c) {
       total = total + exp_to_zero(read(logits + c * stride + j) - top);
     }
-    return std::pair<Vec<A>, Vec<A>>(top, total);
+    return std::pair<Vec<A>, Vec<A>>(top, earlier + total);
   };
-  for (int64_t c0 = 0; c0 < classes; c0 += kClassBlock) {
-    const int64_t c1 = std::min(classes, c0 + kClassBlock);
+  const int64_t block = class_block(classes);
+  for (int64_t c0 = 0; c0 < classes; c0 += block) {
+    const int64_t c1 = std::min(classes, c0 + block);
     int64_t j = 0;
     for (; j + step <= width; j += step) {
       const auto [top, total] = column(
@@ -88,15 +94,20 @@ inline ExpSum<acc_t<T>> row_exp_sum(const T* logits, int64_t classes) {
     top = max_ignoring_nan<A>(vload(logits + c, classes - c, floor), top);
   }
   const A highest = max_lanes<A>(top);
-  Vec<A> total(0);
-  for (c = 0; c + step <= classes; c += step) {
-    total = total + exp_to_zero(vload(logits + c) - Vec<A>(highest));
-  }
-  if (c < classes) {
-    const A outside = -std::numeric_limits<A>::infinity();
-    total = total + exp_to_zero(vload(logits + c, classes - c, outside) - Vec<A>(highest));
-  }
-  return {highest, sum_lanes<A>(total)};
+  const auto block = [&](int64_t begin, int64_t count) {
+    const T* from = logits + begin;
+    Vec<A> total(0);
+    int64_t i = 0;
+    for (; i + step <= count; i += step) {
+      total = total + exp_to_zero(vload(from + i) - Vec<A>(highest));
+    }
+    if (i < count) {
+      const A outside = -std::numeric_limits<A>::infinity();
+      total = total + exp_to_zero(vload(from + i, count - i, outside) - Vec<A>(highest));
+    }
+    return sum_lanes<A>(total);
+  };
+  return {highest, static_cast<A>(blocked_sum(classes, block))};
 }
 
 // The sums of one block of columns, and room for two more rows.
@@ -119,29 +130,35 @@ struct ColumnSums {
     }
   }
 
-  void take_logs() {
+  // log_sum = log(sum / divisor).
+  void take_logs(A divisor = 1) {
     const int64_t inner = static_cast<int64_t>(sum.size());
     for (int64_t j = 0; j < inner; j += kLanes<A>) {
       const int64_t count = std::min<int64_t>(kLanes<A>, inner - j);
-      vstore(log_sum.data() + j, vload(sum.data() + j, count, A(1)).log(), count);
+      const Vec<A> quotient = vload(sum.data() + j, count, A(1)) / Vec<A>(divisor);
+      vstore(log_sum.data() + j, quotient.log(), count);
     }
   }
 
   // sum over columns [begin, end) of the log-softmax at the classes x; after take_logs().
   template <typename T>
-  A log_prob(const T* logits, const int32_t* x, int64_t begin, int64_t end) const {
+  double log_prob(const T* logits, const int32_t* x, int64_t begin, int64_t end) const {
     const int64_t inner = static_cast<int64_t>(sum.size());
-    Vec<A> total(0);
-    for (int64_t j = begin; j < end; j += kLanes<A>) {
-      const int64_t count = std::min<int64_t>(kLanes<A>, end - j);
-      A picked[kLanes<A>];
-      for (int64_t i = 0; i < count; ++i) {
-        picked[i] = static_cast<A>(logits[x[j + i] * inner + j + i]);
+    const auto block = [&](int64_t first, int64_t length) {
+      Vec<A> total(0);
+      const int64_t last = begin + first + length;
+      for (int64_t j = begin + first; j < last; j += kLanes<A>) {
+        const int64_t count = std::min<int64_t>(kLanes<A>, last - j);
+        A picked[kLanes<A>];
+        for (int64_t i = 0; i < count; ++i) {
+          picked[i] = static_cast<A>(logits[x[j + i] * inner + j + i]);
+        }
+        const Vec<A> shifted = vload(picked, count) - vload(highest.data() + j, count);
+        total = total + (shifted - vload(log_sum.data() + j, count));
       }
-      const Vec<A> shifted = vload(picked, count) - vload(highest.data() + j, count);
-      total = total + (shifted - vload(log_sum.data() + j, count));
-    }
-    return sum_lanes<A>(total);
+      return sum_lanes<A>(total);
+    };
+    return blocked_sum(end - begin, block, kSumBlock / 2);
   }
 };
 

@@ -32,14 +32,14 @@ class Decoder {
     return true;
   }
 
-  A log_prob(int64_t b, int64_t k) {
+  double log_prob(int64_t b, int64_t k) {
     const T* out = row_of(args_.out, b, k);
     const int64_t size = args_.size;
     if (args_.likelihood == Likelihood::Bernoulli) {
-      return bernoulli_row(out, centered(b), size, 0.0f);
+      return bernoulli_row(out, x(b), size);
     }
     if (args_.likelihood == Likelihood::Gaussian) {
-      const A constant = A(-0.5 * kLog2Pi) * A(size);
+      const double constant = -0.5 * kLog2Pi * static_cast<double>(size);
       if (args_.out_log_var == nullptr) {
         const A* none = nullptr;
         return constant + gaussian_row<Variance::Unit>(x(b), out, none, size);
@@ -48,7 +48,7 @@ class Decoder {
         return constant + gaussian_row<Variance::Log>(x(b), out, log_var_row(b, k), size);
       }
       const A* inverse = shared_inverse_variance(b, k);
-      return constant - A(0.5) * log_var_sum_ +
+      return constant - 0.5 * log_var_sum_ +
           gaussian_row<Variance::Inverse>(x(b), out, inverse, size);
     }
     columns_.reduce(out, args_.classes);
@@ -100,18 +100,6 @@ class Decoder {
     return static_cast<const A*>(args_.x) + b * args_.size;
   }
 
-  // x - 1/2 of a row, once for all its samples.
-  const A* centered(int64_t b) {
-    if (b != centered_row_) {
-      centered_row_ = b;
-      centered_.resize(args_.size);
-      for (int64_t j = 0; j < args_.size; ++j) {
-        centered_[j] = x(b)[j] - A(0.5);
-      }
-    }
-    return centered_.data();
-  }
-
   const int32_t* classes(int64_t b) const {
     return static_cast<const int32_t*>(args_.x) + b * args_.size;
   }
@@ -126,13 +114,12 @@ class Decoder {
     const T* source = log_var_row(b, k);
     if (source != inverted_) {
       inverted_ = source;
-      double sum = 0;
+      log_var_sum_ = 0;
       for (int64_t j = 0; j < args_.size; ++j) {
         const A value = static_cast<A>(source[j * args_.log_var_stride[2]]);
-        sum += value;
+        log_var_sum_ += value;
         inverse_variance_[j] = -value;
       }
-      log_var_sum_ = static_cast<A>(sum);
       for (int64_t j = 0; j < args_.size; j += kLanes<A>) {
         const int64_t count = std::min<int64_t>(kLanes<A>, args_.size - j);
         A* p = inverse_variance_.data() + j;
@@ -189,11 +176,9 @@ class Decoder {
   const BoundArgs& args_;
   ColumnSums<A> columns_;
   std::unique_ptr<CategoricalGrad<A>> categorical_grad_; // made when first needed
-  std::vector<A> centered_;
-  int64_t centered_row_ = -1;
   std::vector<A> inverse_variance_;
   const T* inverted_ = nullptr;
-  A log_var_sum_ = 0;
+  double log_var_sum_ = 0;
 };
 
 // The posterior of one batch row, in the sum's dtype.
@@ -209,38 +194,40 @@ class Posterior {
     row_ = b;
     mean = static_cast<const A*>(args_.mean) + b * args_.latent;
     log_var = static_cast<const A*>(args_.log_var) + b * args_.latent;
-    double sum = 0;
     for (int64_t i = 0; i < args_.latent; i += kLanes<A>) {
       const int64_t count = std::min<int64_t>(kLanes<A>, args_.latent - i);
       vstore(inverse_variance.data() + i, full_exp(vload(log_var + i, count).neg()), count);
     }
+    half_log_var_sum = 0;
     for (int64_t i = 0; i < args_.latent; ++i) {
-      sum += log_var[i];
+      half_log_var_sum += 0.5 * log_var[i];
     }
-    half_log_var_sum = static_cast<A>(0.5 * sum);
   }
 
   // log p(z) - log q(z | x) for a standard normal prior, where 1/2 log 2 pi cancels; without one,
   // -log q(z | x).
-  A log_ratio(const A* z, bool standard_prior) const {
-    Vec<A> sum(0);
-    for (int64_t i = 0; i < args_.latent; i += kLanes<A>) {
-      const int64_t count = std::min<int64_t>(kLanes<A>, args_.latent - i);
-      const Vec<A> zi = vload(z + i, count);
-      const Vec<A> diff = zi - vload(mean + i, count);
-      sum = at::vec::fmadd(diff * diff, vload(inverse_variance.data() + i, count), sum);
-      if (standard_prior) {
-        sum = at::vec::fmadd(zi.neg(), zi, sum);
+  double log_ratio(const A* z, bool standard_prior) const {
+    const double sum = blocked_sum(args_.latent, [&](int64_t first, int64_t length) {
+      Vec<A> part(0);
+      for (int64_t i = first; i < first + length; i += kLanes<A>) {
+        const int64_t count = std::min<int64_t>(kLanes<A>, first + length - i);
+        const Vec<A> zi = vload(z + i, count);
+        const Vec<A> diff = zi - vload(mean + i, count);
+        part = at::vec::fmadd(diff * diff, vload(inverse_variance.data() + i, count), part);
+        if (standard_prior) {
+          part = at::vec::fmadd(zi.neg(), zi, part);
+        }
       }
-    }
-    const A constant = standard_prior ? A(0) : A(0.5 * kLog2Pi) * A(args_.latent);
-    return A(0.5) * sum_lanes<A>(sum) + half_log_var_sum + constant;
+      return sum_lanes<A>(part);
+    });
+    const double constant = standard_prior ? 0 : 0.5 * kLog2Pi * static_cast<double>(args_.latent);
+    return 0.5 * sum + half_log_var_sum + constant;
   }
 
   const A* mean = nullptr;
   const A* log_var = nullptr;
   std::vector<A> inverse_variance;
-  A half_log_var_sum = 0;
+  double half_log_var_sum = 0;
 
  private:
   const BoundArgs& args_;

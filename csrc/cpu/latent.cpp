@@ -78,19 +78,20 @@ struct Priors {
   }
 };
 
-// visit(i, count, diff, exp(d) - 1 and exp(d) - 1 - d, exp(-prior_log_var)) over a row, where diff is
-// mean - prior_mean and d = log_var - prior_log_var. Lanes past the end hold zeros.
+// visit(i, count, diff, exp(d) - 1 and exp(d) - 1 - d, exp(-prior_log_var)) over [begin, end) of a row, where diff
+// is mean - prior_mean and d = log_var - prior_log_var. Lanes past the end hold zeros.
 template <typename T, typename F>
 inline void visit_kl_row(
     const T* mean,
     const T* log_var,
     const Priors<T>& priors,
-    int64_t size,
+    int64_t begin,
+    int64_t end,
     F&& visit) {
   using A = acc_t<T>;
   constexpr int step = kStep<T>;
-  int64_t i = 0;
-  for (; i + step <= size; i += step) {
+  int64_t i = begin;
+  for (; i + step <= end; i += step) {
     visit(
         i,
         step,
@@ -98,8 +99,8 @@ inline void visit_kl_row(
         exp_minus(vload(log_var + i) - Vec<A>::loadu(priors.log_var.data() + i)),
         Vec<A>::loadu(priors.inverse_variance.data() + i));
   }
-  if (i < size) {
-    const int64_t rest = size - i;
+  if (i < end) {
+    const int64_t rest = end - i;
     visit(
         i,
         rest,
@@ -118,16 +119,23 @@ void gaussian_kl(const KlArgs& args) {
       Priors<T> priors(args.prior_mean, args.prior_log_var, args.size);
       for (int64_t r = begin; r < end; ++r) {
         priors.seek(r);
-        Vec<A> sum(0);
-        visit_kl_row(
-            row<T>(args.mean, r),
-            row<T>(args.log_var, r),
-            priors,
-            args.size,
-            [&](int64_t, int64_t, const auto& diff, const auto& exp_d, const auto& inverse) {
-              sum = at::vec::fmadd(diff * diff, inverse, sum + exp_d.one_and_v);
-            });
-        out[r] = A(0.5) * sum_lanes<A>(sum);
+        const T* mean = row<T>(args.mean, r);
+        const T* log_var = row<T>(args.log_var, r);
+        const auto block = [&](int64_t begin_i, int64_t count) {
+          Vec<A> sum(0);
+          visit_kl_row(
+              mean,
+              log_var,
+              priors,
+              begin_i,
+              begin_i + count,
+              [&](int64_t, int64_t, const auto& diff, const auto& exp_d, const auto& inverse) {
+                // Not one term into the sum first: beside large squares it would be rounded away.
+                sum = sum + at::vec::fmadd(diff * diff, inverse, exp_d.one_and_v);
+              });
+          return sum_lanes<A>(sum);
+        };
+        out[r] = static_cast<A>(0.5 * blocked_sum(args.size, block, kSumBlock / 2));
       }
     });
   });
@@ -142,11 +150,11 @@ void gaussian_kl_grad(const KlGradArgs& args) {
     at::parallel_for(0, args.chunks, 1, [&](int64_t first, int64_t last) {
       Priors<T> priors(args.prior_mean, args.prior_log_var, size);
       for (int64_t chunk = first; chunk < last; ++chunk) {
-        const GradSink<T> to_mean(args.grad_mean, args.mean.rows.shared(), size, chunk);
-        const GradSink<T> to_log_var(args.grad_log_var, args.log_var.rows.shared(), size, chunk);
-        const GradSink<T> to_prior_mean(
+        GradSink<T> to_mean(args.grad_mean, args.mean.rows.shared(), size, chunk);
+        GradSink<T> to_log_var(args.grad_log_var, args.log_var.rows.shared(), size, chunk);
+        GradSink<T> to_prior_mean(
             args.grad_prior_mean, args.prior_mean.rows.shared(), size, chunk);
-        const GradSink<T> to_prior_log_var(
+        GradSink<T> to_prior_log_var(
             args.grad_prior_log_var, args.prior_log_var.rows.shared(), size, chunk);
         const auto range = chunk_range(args.rows, args.chunks, chunk);
         for (int64_t r = range.begin; r < range.end; ++r) {
@@ -158,6 +166,7 @@ void gaussian_kl_grad(const KlGradArgs& args) {
               row<T>(args.mean, r),
               row<T>(args.log_var, r),
               priors,
+              0,
               size,
               [&](int64_t i, int64_t count, const auto& diff, const auto& exp_d,
                   const auto& inverse) {
@@ -168,7 +177,9 @@ void gaussian_kl_grad(const KlGradArgs& args) {
                 to_prior_log_var.put(
                     at, i, (half * at::vec::fmadd(diff, scaled, exp_d.one)).neg(), count);
               });
+          next_row(to_mean, to_log_var, to_prior_mean, to_prior_log_var);
         }
+        finish(to_mean, to_log_var, to_prior_mean, to_prior_log_var);
       }
     });
   });
@@ -250,6 +261,9 @@ void reparameterize(const ReparameterizeArgs& args) {
   });
 }
 
+// Samples summed before their sum joins that of the others.
+inline constexpr int64_t kSampleBlock = 128;
+
 void reparameterize_grad(const ReparameterizeGradArgs& args) {
   with_floating(args.dtype, [&](auto t) {
     using T = typename decltype(t)::type;
@@ -271,13 +285,28 @@ void reparameterize_grad(const ReparameterizeGradArgs& args) {
             sum[v] = Vec<A>(0);
             sum_eps[v] = Vec<A>(0);
           }
-          for (int64_t k = 0; k < args.samples; ++k) {
-            const int64_t at = (b * args.samples + k) * args.size + i;
+          for (int64_t k0 = 0; k0 < args.samples; k0 += kSampleBlock) {
+            const int64_t k1 = std::min(args.samples, k0 + kSampleBlock);
+            Vec<A> part[N];
+            Vec<A> part_eps[N];
 #pragma GCC unroll 4
             for (int v = 0; v < N; ++v) {
-              const Vec<A> g = load_of_group<N>(grad + at, v, last);
-              sum[v] = sum[v] + g;
-              sum_eps[v] = at::vec::fmadd(g, load_of_group<N>(eps + at, v, last), sum_eps[v]);
+              part[v] = Vec<A>(0);
+              part_eps[v] = Vec<A>(0);
+            }
+            for (int64_t k = k0; k < k1; ++k) {
+              const int64_t at = (b * args.samples + k) * args.size + i;
+#pragma GCC unroll 4
+              for (int v = 0; v < N; ++v) {
+                const Vec<A> g = load_of_group<N>(grad + at, v, last);
+                part[v] = part[v] + g;
+                part_eps[v] = at::vec::fmadd(g, load_of_group<N>(eps + at, v, last), part_eps[v]);
+              }
+            }
+#pragma GCC unroll 4
+            for (int v = 0; v < N; ++v) {
+              sum[v] = sum[v] + part[v];
+              sum_eps[v] = sum_eps[v] + part_eps[v];
             }
           }
           const int64_t row = b * args.size + i;
@@ -319,19 +348,19 @@ void log_mean_exp(const LogMeanExpArgs& args) {
     using A = acc_t<T>;
     const auto* log_w = static_cast<const T*>(args.log_w);
     auto* out = static_cast<A*>(args.out);
-    const A log_count = static_cast<A>(std::log(static_cast<double>(args.count)));
     const int64_t block = args.count * args.inner;
     at::parallel_for(0, args.outer, grain_rows(block), [&](int64_t begin, int64_t end) {
       ColumnSums<A> columns(args.inner);
       for (int64_t o = begin; o < end; ++o) {
         columns.reduce(log_w + o * block, args.count);
-        columns.take_logs();
+        // Of the mean: log(sum) - log(count) would cancel where all log-weights are alike.
+        columns.take_logs(static_cast<A>(args.count));
         for (int64_t j = 0; j < args.inner; ++j) {
           A value = columns.highest[j] + columns.log_sum[j];
           if (std::isnan(value)) {
             value = log_sum_limit(log_w + o * block + j, args.count, args.inner);
           }
-          out[o * args.inner + j] = value - log_count;
+          out[o * args.inner + j] = value;
         }
       }
     });

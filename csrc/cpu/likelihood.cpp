@@ -30,7 +30,7 @@ void bernoulli(BernoulliArgs& args) {
             }
             checked = x;
           }
-          out[r] = bernoulli_row(row<T>(args.logits, r), x, args.size);
+          out[r] = static_cast<acc_t<T>>(bernoulli_row(row<T>(args.logits, r), x, args.size));
         }
       });
     });
@@ -75,7 +75,7 @@ struct GaussianRows {
   const Operand& mean;
   const Operand& log_var;
   std::vector<A> shared_mean, inverse_variance;
-  A log_var_sum = 0;
+  double log_var_sum = 0;
 
   GaussianRows(const Operand& mean_in, const Operand& log_var_in, int64_t rows, int64_t size)
       : mean(mean_in), log_var(log_var_in) {
@@ -121,12 +121,14 @@ void gaussian(const GaussianArgs& args) {
     using A = acc_t<T>;
     auto* out = static_cast<A*>(args.out);
     const GaussianRows<T> rows(args.mean, args.log_var, args.rows, args.size);
-    const A constant = A(-0.5 * kLog2Pi) * A(args.size) - A(0.5) * rows.log_var_sum;
+    const double constant =
+        -0.5 * (kLog2Pi * static_cast<double>(args.size) + rows.log_var_sum);
     at::parallel_for(0, args.rows, grain_rows(args.size), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         const T* x = row<T>(args.x, r);
         rows.at(r, [&](const auto* mean, auto variance, const auto* log_var) {
-          out[r] = constant + gaussian_row<variance.value>(x, mean, log_var, args.size);
+          out[r] = static_cast<A>(
+              constant + gaussian_row<variance.value>(x, mean, log_var, args.size));
         });
       }
     });
@@ -143,10 +145,10 @@ void gaussian_grad_rows(const GaussianGradArgs& args) {
     const int64_t size = args.size;
     at::parallel_for(0, args.chunks, 1, [&](int64_t first, int64_t last) {
       for (int64_t chunk = first; chunk < last; ++chunk) {
-        const GradSink<T> to_x(args.grad_x, args.x.rows.shared(), size, chunk, args.stream);
-        const GradSink<T> to_mean(
+        GradSink<T> to_x(args.grad_x, args.x.rows.shared(), size, chunk, args.stream);
+        GradSink<T> to_mean(
             args.grad_mean, args.mean.rows.shared(), size, chunk, args.stream);
-        const GradSink<T> to_log_var(
+        GradSink<T> to_log_var(
             args.grad_log_var, args.log_var.rows.shared(), size, chunk, args.stream);
         const auto range = chunk_range(args.rows, args.chunks, chunk);
         for (int64_t r = range.begin; r < range.end; ++r) {
@@ -186,7 +188,9 @@ void gaussian_grad_rows(const GaussianGradArgs& args) {
               to_log_var.put(r * size, i, g * gradients.log_var, rest);
             }
           });
+          next_row(to_x, to_mean, to_log_var);
         }
+        finish(to_x, to_mean, to_log_var);
       }
       finish_streaming(args.stream);
     });
@@ -213,7 +217,8 @@ void categorical(CategoricalArgs& args) {
           continue;
         }
         for (int64_t s = 0; s < sums; ++s) {
-          out[o * sums + s] = columns.log_prob(logits, x, s * args.event, (s + 1) * args.event);
+          out[o * sums + s] = static_cast<A>(
+              columns.log_prob(logits, x, s * args.event, (s + 1) * args.event));
         }
       }
     });

@@ -2,6 +2,7 @@
 // the bounds that fuse them.
 #pragma once
 
+#include "sums.h"
 #include "vec.h"
 
 namespace dgm_fast {
@@ -30,18 +31,15 @@ inline bool in_unit_interval(const X* x, int64_t size) {
   }
 }
 
-// sum_d x l - log(1 + exp(l)) = sum_d (x - 1/2) l - |l| / 2 - log(1 + exp(-|l|)).
+// sum_d x l - log(1 + exp(l)) = sum_d (x l - max(l, 0)) - log(1 + exp(-|l|)).
 //
-// The first two terms go to the sum one after the other: where the prediction is sure and right they are equal
-// and opposite, and no large partial sum must remember them. `center` is 1/2, or 0 for an x that has it
-// subtracted already.
+// Each difference is formed before it enters the sum: where the prediction is sure and right it is 0, and the sum
+// meets no large terms that cancel.
 template <typename T, typename X>
-inline acc_t<T> bernoulli_row(const T* logits, const X* x, int64_t size, float center = 0.5f) {
+inline acc_t<T> bernoulli_block(const T* logits, const X* x, int64_t size) {
   using A = acc_t<T>;
   constexpr int step = kStep<T>;
   constexpr int kUnroll = 4;
-  const Vec<A> middle(center);
-  const Vec<A> half(0.5);
   Vec<A> linear[kUnroll];
   Vec<A> product[kUnroll];
 #pragma GCC unroll 4
@@ -50,7 +48,7 @@ inline acc_t<T> bernoulli_row(const T* logits, const X* x, int64_t size, float c
     product[u] = Vec<A>(1);
   }
   const auto add_linear = [&](const Vec<A>& l, const Vec<A>& target, Vec<A>& sum) {
-    sum = at::vec::fmadd(l.abs().neg(), half, at::vec::fmadd(l, target - middle, sum));
+    sum = sum + at::vec::fmsub(target, l, at_least(l, A(0)));
   };
   const auto add_factor = [](const Vec<A>& l, Vec<A>& factors) {
     factors = at::vec::fmadd(factors, exp_nonpositive(l.abs().neg()), factors);
@@ -88,6 +86,13 @@ inline acc_t<T> bernoulli_row(const T* logits, const X* x, int64_t size, float c
   }
   const Vec<A> total = (linear[0] + linear[1]) + (linear[2] + linear[3]);
   return sum_lanes<A>(total - (log_sum + merged().log()));
+}
+
+template <typename T, typename X>
+inline double bernoulli_row(const T* logits, const X* x, int64_t size) {
+  return blocked_sum(size, [&](int64_t begin, int64_t count) {
+    return bernoulli_block(logits + begin, x + begin, count);
+  });
 }
 
 // grad (x - sigmoid(l)) into grad_logits, grad l added to grad_x; either may be null.
@@ -135,7 +140,7 @@ enum class Variance {
 
 // -1/2 sum_d [log_var + (x - mean)^2 exp(-log_var)], without the constant log 2 pi.
 template <Variance V, typename X, typename M, typename L>
-inline acc_t<M> gaussian_row(const X* x, const M* mean, const L* log_var, int64_t size) {
+inline acc_t<M> gaussian_block(const X* x, const M* mean, const L* log_var, int64_t size) {
   using A = acc_t<M>;
   constexpr int step = kStep<M>;
   const auto term = [](const Vec<A>& diff, const Vec<A>& lv, const Vec<A>& sum) {
@@ -143,7 +148,8 @@ inline acc_t<M> gaussian_row(const X* x, const M* mean, const L* log_var, int64_
     if constexpr (V == Variance::Unit) {
       return sum + square;
     } else if constexpr (V == Variance::Log) {
-      return at::vec::fmadd(square, full_exp(lv.neg()), sum + lv);
+      // Not lv into the sum first: beside large squares each would be rounded away.
+      return sum + at::vec::fmadd(square, full_exp(lv.neg()), lv);
     } else {
       return at::vec::fmadd(square, lv, sum);
     }
@@ -175,6 +181,15 @@ inline acc_t<M> gaussian_row(const X* x, const M* mean, const L* log_var, int64_
     sum1 = term(load_as<A>(x + i, rest) - load_as<A>(mean + i, rest), lv, sum1);
   }
   return A(-0.5) * sum_lanes<A>(sum0 + sum1);
+}
+
+template <Variance V, typename X, typename M, typename L>
+inline double gaussian_row(const X* x, const M* mean, const L* log_var, int64_t size) {
+  return blocked_sum(size, [&](int64_t begin, int64_t count) {
+    // No pointer arithmetic on the null of an absent variance.
+    const L* variance = V == Variance::Unit ? log_var : log_var + begin;
+    return gaussian_block<V>(x + begin, mean + begin, variance, count);
+  });
 }
 
 // Lane-wise gradients of the Gaussian log-density for a unit upstream gradient.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "dispatch.h"
+#include "sums.h"
 
 #include <vector>
 
@@ -15,22 +16,23 @@ inline std::vector<acc_t<T>> shared_row(const Operand& operand, int64_t size) {
   return std::vector<acc_t<T>>(p, p + size);
 }
 
-// Where a row's gradient of one operand goes: its own dense row, or added into this chunk's partial row.
+// Where a row's gradient of one operand goes: its own dense row, or added into this chunk's partial row. next_row()
+// follows each row, finish() the chunk.
 template <typename T>
 struct GradSink {
   using A = acc_t<T>;
   T* dense = nullptr;
   A* partial = nullptr;
+  RowSums<A> sums;
   bool stream = false;
 
   GradSink(void* grad, bool shared, int64_t size, int64_t chunk, bool stream_in = false)
-      : stream(stream_in) {
+      : sums(grad != nullptr && shared ? size : 0), stream(stream_in) {
     if (grad == nullptr) {
       return;
     }
     if (shared) {
       partial = static_cast<A*>(grad) + chunk * size;
-      std::fill_n(partial, size, A(0));
     } else {
       dense = static_cast<T*>(grad);
     }
@@ -40,22 +42,42 @@ struct GradSink {
     return dense != nullptr || partial != nullptr;
   }
 
-  void put(int64_t row_offset, int64_t i, const Vec<A>& value) const {
+  void put(int64_t row_offset, int64_t i, const Vec<A>& value) {
     if (dense != nullptr) {
       vwrite(dense + row_offset + i, value, stream);
     } else if (partial != nullptr) {
-      (Vec<A>::loadu(partial + i) + value).store(partial + i);
+      A* p = sums.data() + i;
+      (Vec<A>::loadu(p) + value).store(p);
     }
   }
 
-  void put(int64_t row_offset, int64_t i, const Vec<A>& value, int64_t count) const {
+  void put(int64_t row_offset, int64_t i, const Vec<A>& value, int64_t count) {
     if (dense != nullptr) {
       vstore(dense + row_offset + i, value, count);
     } else if (partial != nullptr) {
-      vstore(partial + i, vload(partial + i, count) + value, count);
+      A* p = sums.data() + i;
+      vstore(p, vload(p, count) + value, count);
     }
   }
 };
+
+template <typename... Sinks>
+inline void next_row(Sinks&... sinks) {
+  ((sinks.partial != nullptr ? sinks.sums.next() : void()), ...);
+}
+
+template <typename Sink>
+inline void finish_one(Sink& sink) {
+  if (sink.partial != nullptr) {
+    const auto& sum = sink.sums.finish();
+    std::copy(sum.begin(), sum.end(), sink.partial);
+  }
+}
+
+template <typename... Sinks>
+inline void finish(Sinks&... sinks) {
+  (finish_one(sinks), ...);
+}
 
 } // namespace CPU_CAPABILITY
 } // namespace dgm_fast
