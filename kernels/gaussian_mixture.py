@@ -34,6 +34,8 @@ from torch import Tensor
 _RUN = tl.constexpr(32)
 # Entries that the partial sums over rows may have, if z itself has fewer.
 _MAX_ENTRIES = 2**22
+# Gradients to z that a program keeps in registers.
+_MAX_GRADIENTS = 1024
 
 
 @triton.jit
@@ -426,9 +428,9 @@ def gaussian_mixture_log_prob_fwd(
 def _rows_backward(mixture: _Mixture, log_prob: Tensor, grad_z: Tensor | None) -> Tensor:
     """g / sum e of the rows, and the g that count, [2, N]; fills ``grad_z``."""
     rows = mixture.rows
-    # Gradients of a program stay in registers: a lane has one of every 32 dimensions.
-    bl = min(1024, max(32, triton.next_power_of_2(mixture.size)))
-    br = min(mixture.block_rows(4), 1024 // bl)
+    # At least a dimension per lane: sums over components are in every lane, and stay where they are.
+    bl = min(_MAX_GRADIENTS, max(32, triton.next_power_of_2(mixture.size)))
+    br = min(mixture.block_rows(4), _MAX_GRADIENTS // bl)
     columns = 1 if grad_z is None else max(1, triton.cdiv(mixture.size, bl))
     scale = log_prob.new_empty((2, rows.total))
     mixture.launch(

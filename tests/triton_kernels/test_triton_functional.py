@@ -108,7 +108,17 @@ def test_backend_triton_matches_the_reference(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["bernoulli", "gaussian", "kl", "iwae", "bernoulli head", "categorical head", "pixel head"],
+    [
+        "bernoulli",
+        "gaussian",
+        "kl",
+        "iwae",
+        "logistic mixture",
+        "gaussian mixture",
+        "bernoulli head",
+        "categorical head",
+        "pixel head",
+    ],
 )
 def test_second_derivatives(name: str) -> None:
     call, args = _calls()[name]
