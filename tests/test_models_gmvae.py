@@ -294,9 +294,9 @@ def test_components_find_clusters() -> None:
     with torch.no_grad():
         angle = torch.arange(3) * 2 * math.pi / 3
         model.prior_means.copy_(3 * torch.stack([angle.cos(), angle.sin()], 1))
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     before = model.loss(x).item()
-    for _ in range(400):
+    for _ in range(150):
         optimizer.zero_grad()
         model.loss(x).backward()
         optimizer.step()

@@ -55,7 +55,8 @@ class VAE(LatentVariableModel):
             :func:`~dgm_fast.functional.linear_categorical_log_prob`: the same numbers, but logits
             [B, K, D] (times C) and their gradients are not stored once they pass 4 MiB, for one more
             matrix product in backward. It pays where they decide the memory: many samples, dimensions
-            or classes behind a narrow last layer. Needs the default decoder, an
+            or classes behind a narrow last layer. With fewer decoded rows than inputs of that layer its
+            weights' gradient outweighs the logits, and it only costs time. Needs the default decoder, an
             ``nn.Sequential`` whose last module is an ``nn.Linear``, or a module whose forward is
             ``output(hidden(z))`` with an ``nn.Linear`` ``output``; not for the Gaussian likelihood.
             Parameters, :meth:`decode` and everything that generates are as without it.
