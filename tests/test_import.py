@@ -97,6 +97,13 @@ def test_import_leaves_optional_packages_alone() -> None:
     assert "dgm_fast" in loaded
 
 
+def test_import_under_the_interpreter_is_silent() -> None:
+    if ops.active_isa() is None:
+        pytest.skip("the C++ extension is not built")
+    result = run("import dgm_fast", TRITON_INTERPRET="1")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 # None in sys.modules is what the import system takes for "there is no such package".
 WITHOUT_TRITON = "import sys; sys.modules['triton'] = None\n"
 

@@ -14,6 +14,8 @@ LOGITS = torch.zeros(B, K, D)
 X = torch.zeros(B, D)
 Z = torch.zeros(B, K, L)
 LATENT = torch.zeros(B, L)
+ONE = torch.zeros(B, 1)
+FLOAT8 = torch.float8_e4m3fn
 
 
 def bad(error: type[Exception], match: str, function, *args, **options):
@@ -32,14 +34,29 @@ def bad(error: type[Exception], match: str, function, *args, **options):
         bad(TypeError, "logits must be a torch.Tensor", F.bernoulli_log_prob, [0.0], X),
         bad(TypeError, "x must be a torch.Tensor", F.bernoulli_log_prob, LOGITS, None),
         bad(TypeError, "logits must be floating", F.bernoulli_log_prob, X.long(), X),
+        bad(TypeError, "logits must be floating", F.bernoulli_log_prob, X.to(FLOAT8), X),
+        bad(TypeError, "x must be bool, integer", F.bernoulli_log_prob, X, X.to(torch.complex64)),
+        bad(TypeError, "x must be bool, integer", F.bernoulli_log_prob, X, X.to(FLOAT8)),
+        bad(TypeError, "x must be bool, integer", F.gaussian_log_prob, X.to(torch.complex64), X),
         bad(ValueError, "event_ndim", F.bernoulli_log_prob, X, X, event_ndim=3),
         bad(TypeError, "event_ndim", F.bernoulli_log_prob, X, X, event_ndim=1.0),
         bad(ValueError, "x is on meta", F.bernoulli_log_prob, X, X.to("meta")),
         bad(ValueError, "mean has shape", F.gaussian_log_prob, LOGITS, X),
+        bad(ValueError, "x has event shape .1,., but mean", F.gaussian_log_prob, X[:, :1], X),
+        bad(
+            ValueError, "x has event shape .1,., but log_var", F.gaussian_log_prob, X[:, :1], ONE, X
+        ),
         bad(ValueError, "log_var has shape", F.gaussian_log_prob, LOGITS, LOGITS, X),
         bad(TypeError, "log_var must be floating", F.gaussian_log_prob, X, X, X.int()),
         bad(ValueError, "class_dim", F.categorical_log_prob, X, X, class_dim=2),
         bad(ValueError, "event", F.categorical_log_prob, torch.zeros(B, C, D), torch.zeros(B, C)),
+        bad(
+            TypeError,
+            "x must be bool, integer",
+            F.categorical_log_prob,
+            torch.zeros(B, C, D),
+            X.to(torch.complex64),
+        ),
         bad(ValueError, "no classes", F.categorical_log_prob, torch.zeros(B, 0, D), X.long()),
         bad(
             ValueError,
@@ -58,6 +75,15 @@ def bad(error: type[Exception], match: str, function, *args, **options):
         bad(TypeError, "log_w must be floating", F.log_mean_exp, X.long()),
         bad(
             ValueError, "likelihood must be one of", F.elbo, X, X, LATENT, LATENT, likelihood="beta"
+        ),
+        bad(
+            TypeError,
+            "x must be bool, integer",
+            F.elbo,
+            X.to(torch.complex64),
+            X,
+            LATENT,
+            LATENT,
         ),
         bad(TypeError, "beta must be a number", F.elbo, X, X, LATENT, LATENT, beta=torch.ones(())),
         bad(ValueError, "mean must have shape", F.elbo, X, X, LATENT[:2], LATENT[:2]),

@@ -152,6 +152,28 @@ def test_dreg_hook_on_a_leaf_acts_once() -> None:
     assert torch.equal(grad(), grad())
 
 
+def test_a_dreg_value_without_a_graph_leaves_z_alone() -> None:
+    toy = Toy()
+    z = toy.sample()
+    out = z @ toy.weight.T
+    with torch.no_grad():
+        F.iwae_bound(toy.x, out, z, toy.mean, toy.log_var, estimator="dreg")
+    bound = F.iwae_bound(toy.x, out, z, toy.mean, toy.log_var, estimator="dreg")
+    got = torch.autograd.grad(bound.sum(), toy.mean)[0]
+    torch.testing.assert_close(got, toy.derived(1, 2, False)[1])
+
+
+def test_one_draw_serves_one_dreg_bound() -> None:
+    # Two hooks would weight the gradient of either bound with the weights of both.
+    toy = Toy()
+    z = toy.sample()
+    args = (toy.x, z @ toy.weight.T, z, toy.mean, toy.log_var)
+    F.iwae_bound(*args, estimator="dreg")
+    with pytest.raises(ValueError, match="z serves a bound"):
+        F.iwae_bound(*args, estimator="dreg")
+    F.iwae_bound(*args, estimator="stl")
+
+
 def test_saved_for_backward_is_the_inputs_and_eight_bytes_a_sample() -> None:
     generator = torch.Generator().manual_seed(0)
     out = torch.randn(4, 6, 300, generator=generator, requires_grad=True)

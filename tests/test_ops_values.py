@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import dgm_fast
 from dgm_fast import functional as F
@@ -273,6 +274,43 @@ def test_mixed_precision_arguments_give_float32() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = F.bernoulli_log_prob(torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(2, 3))
     assert out.dtype == torch.float32
+
+
+def test_integer_data_is_not_rounded_to_the_dtype_of_the_mean() -> None:
+    for dtype, value in ((torch.bfloat16, 1001), (torch.float16, 70000)):
+        mean = torch.tensor([[1000.0]], dtype=dtype)
+        want = -0.5 * ((value - 1000.0) ** 2 + math.log(2 * math.pi))
+        got = F.gaussian_log_prob(torch.tensor([[value]]), mean)
+        torch.testing.assert_close(got, tensor(want))
+
+
+def test_wide_unsigned_integers_are_data() -> None:
+    for dtype in (torch.uint16, torch.uint32, torch.uint64):
+        x = torch.tensor([[0, 1, 1]]).to(dtype)
+        logits = torch.tensor([[0.5, -1.0, 2.0]])
+        want = F.bernoulli_log_prob(logits, x.float())
+        torch.testing.assert_close(F.bernoulli_log_prob(logits, x), want)
+        classes = torch.randn(1, 2, 3)
+        want = F.categorical_log_prob(classes, x.long())
+        torch.testing.assert_close(F.categorical_log_prob(classes, x), want)
+        with pytest.raises(ValueError, match="class indices between 0 and 1"):
+            F.categorical_log_prob(classes, torch.tensor([[0, 1, 2]]).to(dtype))
+
+
+def test_forward_mode_derivatives() -> None:
+    # C++ autograd functions know no forward mode: a tangent would vanish without a word.
+    args = bound_inputs(3, 4)
+    direction = torch.randn_like(args["decoder_out"])
+
+    def bound(out: Tensor) -> Tensor:
+        return F.iwae_bound(**{**args, "decoder_out": out})
+
+    leaf = args["decoder_out"].clone().requires_grad_()
+    want = torch.autograd.functional.jvp(bound, leaf, direction)[1]
+    for primal in (args["decoder_out"], leaf):
+        with forward_ad.dual_level():
+            out = forward_ad.unpack_dual(bound(forward_ad.make_dual(primal, direction)))
+        torch.testing.assert_close(out.tangent, want)
 
 
 def test_same_tensor_in_two_arguments() -> None:

@@ -17,6 +17,24 @@ def check_tensor(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
 
 
+_FLOATING = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+_INTEGERS = frozenset((torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
+# PyTorch stores these and does little else with them.
+_WIDENED = frozenset((torch.uint16, torch.uint32, torch.uint64))
+
+
+def check_data(x: Any) -> Tensor:
+    """x as data: bool, integer or floating point; wide unsigned integers as int64."""
+    check_tensor("x", x)
+    if x.dtype in _FLOATING or x.dtype in _INTEGERS:
+        return x
+    if x.dtype in _WIDENED:
+        return x.long()
+    raise TypeError(
+        f"x must be bool, integer or floating point (float16, bfloat16, float32, float64), got {x.dtype}"
+    )
+
+
 def check_floating(**tensors: Tensor | None) -> None:
     """Every given tensor (None is skipped) is a floating-point tensor on the first one's device."""
     device = None
@@ -24,8 +42,11 @@ def check_floating(**tensors: Tensor | None) -> None:
         if value is None:
             continue
         check_tensor(name, value)
-        if not value.dtype.is_floating_point:
-            raise TypeError(f"{name} must be floating point, got {value.dtype}")
+        if value.dtype not in _FLOATING:
+            raise TypeError(
+                f"{name} must be floating point (float16, bfloat16, float32 or float64), "
+                f"got {value.dtype}"
+            )
         if device is None:
             first, device = name, value.device
         elif value.device != device:
@@ -91,6 +112,19 @@ def check_parameter_shape(
             f"{tuple(shape)} from [], from its last {event_ndim} dimensions or from all of them"
         )
     check_broadcast(name, value.shape, against, shape)
+
+
+def check_event(x: Tensor, event_ndim: int, **parameters: Tensor | None) -> None:
+    """No parameter has a larger event than x: a column [B, 1] is no data for means [B, D]."""
+    for name, value in parameters.items():
+        if value is None or value.shape == x.shape:
+            continue
+        for d in range(1, min(event_ndim, value.ndim) + 1):
+            if value.shape[-d] != 1 and value.shape[-d] != x.shape[-d]:
+                raise ValueError(
+                    f"x has event shape {tuple(x.shape[x.ndim - event_ndim :])}, "
+                    f"but {name} has shape {tuple(value.shape)}"
+                )
 
 
 def check_likelihood(likelihood: str) -> None:

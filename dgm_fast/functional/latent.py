@@ -7,12 +7,12 @@ from torch import Tensor
 
 from dgm_fast import ops, reference
 from dgm_fast.functional._checks import (
+    check_data,
     check_event_ndim,
     check_floating,
     check_likelihood,
     check_parameter_shape,
     check_same_device,
-    check_tensor,
     class_index,
     promoted,
     unit_interval,
@@ -21,6 +21,9 @@ from dgm_fast.functional._values import check_before_kernel, reference_with_chec
 from dgm_fast.functional.likelihood import UNIT_INTERVAL, class_range, gaussian_log_prob
 
 ESTIMATORS = ("iwae", "stl", "dreg")
+
+# Set on a z whose gradient a "dreg" bound weights.
+_WEIGHTED = "_dgm_fast_weighted"
 
 TensorOrPair = Tensor | tuple[Tensor, Tensor]
 
@@ -186,6 +189,7 @@ def elbo(
     """
     if not isinstance(beta, int | float):
         raise TypeError(f"beta must be a number, got {type(beta).__name__}")
+    x = check_data(x)
     out, out_log_var = _check_decoder(x, decoder_out, likelihood, 2)
     check_floating(decoder_out=out, mean=mean, log_var=log_var)
     _check_posterior(mean, log_var)
@@ -244,6 +248,7 @@ def iwae_bound(
             "dreg": doubly reparameterised. A hook on ``z`` multiplies everything that flows back into
             z by the normalised weight once more, so ``z`` must be the very tensor that the decoder
             consumed: with a reshaped copy of the decoder's input the decoder's path is left unweighted.
+            For the same reason a draw z serves one such bound.
 
     Returns:
         [B] in nats, float32 (float64 if any argument is float64). Differentiable in all floating
@@ -251,14 +256,15 @@ def iwae_bound(
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if shapes, devices or data values do not match, K is 0, or the likelihood or the
-            estimator is unknown.
+        ValueError: if shapes, devices or data values do not match, K is 0, the likelihood or the
+            estimator is unknown, or z serves a "dreg" bound already.
 
     Source: Burda et al., "Importance Weighted Autoencoders" (2016), equation 8; Roeder et al.,
     "Sticking the Landing" (2017); Tucker et al., "Doubly Reparameterized Gradient Estimators" (2018).
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {ESTIMATORS}, got {estimator!r}")
+    x = check_data(x)
     out, out_log_var = _check_decoder(x, decoder_out, likelihood, 3)
     check_floating(decoder_out=out, z=z, mean=mean, log_var=log_var)
     _check_posterior(mean, log_var)
@@ -303,7 +309,7 @@ def iwae_bound(
             likelihood,
         )
         bound = reference.log_mean_exp(log_w, -1)
-    if estimator == "dreg" and z.requires_grad:
+    if estimator == "dreg" and z.requires_grad and torch.is_grad_enabled():
         _weight_path_gradient(z, log_w.detach())
     return bound
 
@@ -330,18 +336,29 @@ def joint_bound(
 
 def _weight_path_gradient(z: Tensor, log_w: Tensor) -> None:
     """Multiply what flows back into z by the normalised importance weights, once."""
-    highest = log_w.amax(1, keepdim=True)
-    weights = torch.softmax(torch.where(highest.isfinite(), log_w, 0.0), 1).to(z.dtype)
-    scale = weights.unsqueeze(-1)  # [B, K, 1]
+    if not torch.compiler.is_compiling():
+        if getattr(z, _WEIGHTED, False):
+            raise ValueError(
+                'z serves a bound with estimator="dreg" already, and its gradient would be weighted '
+                "twice: draw z again"
+            )
+        setattr(z, _WEIGHTED, True)
+
+    def weighted(grad: Tensor) -> Tensor:
+        # From the log-weights, which backward keeps anyway.
+        highest = log_w.amax(1, keepdim=True)
+        weights = torch.softmax(torch.where(highest.isfinite(), log_w, 0.0), 1)
+        return grad * weights.to(grad.dtype).unsqueeze(-1)  # [B, K, 1]
 
     if not z.is_leaf:
-        z.register_hook(lambda grad: grad * scale)
+        z.register_hook(weighted)
         return
 
     # A leaf outlives this graph: its hook must not act on the next bound's gradient.
     def once(grad: Tensor) -> Tensor:
         handle.remove()
-        return grad * scale
+        setattr(z, _WEIGHTED, False)
+        return weighted(grad)
 
     handle = z.register_hook(once)
 
@@ -357,7 +374,6 @@ def _check_decoder(
     x: Tensor, decoder_out: TensorOrPair, likelihood: str, ndim: int
 ) -> tuple[Tensor, Tensor | None]:
     """Split decoder outputs and check them; ``ndim`` counts [B, D] or [B, K, D]."""
-    check_tensor("x", x)
     check_likelihood(likelihood)
     out: Tensor
     log_var: Tensor | None = None
@@ -433,12 +449,15 @@ def _log_prior(prior: TensorOrPair | None, z: Tensor) -> Tensor | None:
 def _promote_groups(
     decoder: tuple[Tensor | None, ...], latent: tuple[Tensor | None, ...]
 ) -> list[Tensor]:
-    """Decoder outputs and latents each in their common dtype; all in float64 if any is."""
-    everything = [t for t in decoder + latent if t is not None]
-    if len({t.dtype for t in everything}) > 1:
-        if any(t.dtype == torch.float64 for t in everything):
+    """Decoder outputs in their common dtype; everything in float64 if anything is.
+
+    Latents keep their dtypes: kernels read each as it is, and backward keeps no copy of it.
+    """
+    dtypes = {t.dtype for t in decoder + latent if t is not None}
+    if len(dtypes) > 1:
+        if torch.float64 in dtypes:
             return [None if t is None else t.double() for t in decoder + latent]  # type: ignore
-        return promoted(*decoder) + promoted(*latent)
+        return promoted(*decoder) + list(latent)
     return list(decoder + latent)  # type: ignore[arg-type]
 
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dgm_fast import ops, reference
 from dgm_fast.functional._checks import (
+    check_data,
     check_data_shape,
+    check_event,
     check_event_ndim,
     check_floating,
     check_parameter_shape,
     check_same_device,
-    check_tensor,
     class_index,
     promoted,
     unit_interval,
 )
 from dgm_fast.functional._values import check_before_kernel, reference_with_checks
+from dgm_fast.reference._common import compute_dtype
+
+# Integers that bfloat16 holds exactly.
+_EXACT_IN_ALL = (torch.bool, torch.uint8, torch.int8)
 
 UNIT_INTERVAL = "values in [0, 1] for the Bernoulli likelihood"
 
@@ -48,7 +54,7 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor, *, event_ndim: int = 1) -> Ten
     Source: Kingma and Welling, "Auto-Encoding Variational Bayes" (2014), appendix C.1.
     """
     check_floating(logits=logits)
-    check_tensor("x", x)
+    x = check_data(x)
     check_event_ndim(event_ndim, logits.ndim, "logits")
     check_data_shape(x, logits.shape, event_ndim, "logits")
     check_same_device("x", x, "logits", logits)
@@ -88,7 +94,7 @@ def gaussian_log_prob(
 
     Source: Kingma and Welling, "Auto-Encoding Variational Bayes" (2014), appendix C.2.
     """
-    check_tensor("x", x)
+    x = check_data(x)
     check_floating(mean=mean, log_var=log_var)
     check_same_device("x", x, "mean", mean)
     # The decoder output is whichever has the most dimensions; x aligns with it by the data rule.
@@ -106,11 +112,14 @@ def gaussian_log_prob(
         check_parameter_shape("log_var", log_var, full.shape, event_ndim, "x")
         if log_var.dtype != mean.dtype:
             mean, log_var = promoted(mean, log_var)
+    check_event(x, event_ndim, mean=mean, log_var=log_var)
     if x.dtype != mean.dtype:
-        if x.dtype.is_floating_point:
-            x, mean, log_var = promoted(x, mean, log_var)
-        else:
+        if x.dtype in _EXACT_IN_ALL:
             x = x.to(mean.dtype)
+        elif not x.dtype.is_floating_point:
+            # Rounded to the dtype of a bfloat16 mean, 1001 would be 1000.
+            x = x.to(compute_dtype(mean))
+        x, mean, log_var = promoted(x, mean, log_var)
     if ops.use_kernel(mean):
         return ops.gaussian_log_prob(x, mean, log_var, event_ndim)
     return reference.gaussian_log_prob(x, mean, log_var, event_ndim=event_ndim)
@@ -144,7 +153,7 @@ def categorical_log_prob(
     Source: van den Oord et al., "Pixel Recurrent Neural Networks" (2016), section 2.
     """
     check_floating(logits=logits)
-    check_tensor("x", x)
+    x = check_data(x)
     if not -logits.ndim <= class_dim < logits.ndim:
         raise ValueError(
             f"class_dim must be a dimension of logits {tuple(logits.shape)}, got {class_dim}"

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from dgm_fast import ops, reference
 from dgm_fast.functional._checks import (
+    check_data,
     check_data_shape,
     check_floating,
     check_same_device,
-    check_tensor,
     class_index,
     promoted,
     unit_interval,
@@ -70,7 +70,7 @@ def linear_bernoulli_log_prob(
     Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (2025).
     """
     check_floating(h=h, weight=weight, bias=bias)
-    check_tensor("x", x)
+    x = check_data(x)
     _check_linear(h, weight, bias, -1)
     check_data_shape(x, (*h.shape[:-1], weight.shape[0]), 1, "the logits of h and weight")
     check_same_device("x", x, "h", h)
@@ -134,7 +134,7 @@ def linear_categorical_log_prob(
     in Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (2025).
     """
     check_floating(h=h, weight=weight, bias=bias)
-    check_tensor("x", x)
+    x = check_data(x)
     if isinstance(num_classes, bool) or not isinstance(num_classes, int):
         raise TypeError(f"num_classes must be an int, got {type(num_classes).__name__}")
     if num_classes < 1:

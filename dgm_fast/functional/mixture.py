@@ -7,10 +7,10 @@ from torch import Tensor
 
 from dgm_fast import ops, reference
 from dgm_fast.functional._checks import (
+    check_data,
     check_data_shape,
     check_floating,
     check_same_device,
-    check_tensor,
     promoted,
 )
 from dgm_fast.functional._values import check_before_kernel, reference_with_checks
@@ -67,7 +67,7 @@ def discretized_logistic_mixture_log_prob(
     Source: Salimans et al., "PixelCNN++" (2017), section 2.1 and released code.
     """
     check_floating(params=params)
-    check_tensor("x", x)
+    x = check_data(x)
     num_channels = _check_logistic_params(params, num_mixtures, levels, packing)
     check_data_shape(x, (params.shape[0], num_channels, *params.shape[2:]), 3, "params")
     check_same_device("x", x, "params", params)

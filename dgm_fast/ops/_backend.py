@@ -7,6 +7,7 @@ from types import TracebackType
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from dgm_fast.ops import _extension
 
@@ -16,6 +17,7 @@ BACKENDS = ("auto", "reference", "cpp", "triton")
 # and Dynamo guards on module globals, so that compiled code follows a change.
 _backend = "auto"
 _check_values = False
+_CPU = torch.device("cpu")
 
 
 def _validated(name: str) -> str:
@@ -114,10 +116,12 @@ def explain(device_type: str) -> tuple[str, str]:
 
 def use_kernel(t: Tensor) -> bool:
     """Whether a call on tensors like ``t`` goes to a registered op (else to the reference)."""
-    # C++ autograd functions raise under torch.func transforms; the reference is right there.
-    if torch._C._are_functorch_transforms_active():
+    # Under torch.func transforms and in forward mode C++ autograd functions raise, or lose the tangent
+    # without a word; the reference is right there.
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
-    if _backend == "auto" and t.is_cpu:
+    # Not t.is_cpu, which Dynamo of PyTorch 2.11 leaves in the graph, after hooks out of order.
+    if _backend == "auto" and t.device == _CPU:
         return _extension.extension is not None
     return explain(t.device.type)[0] != "reference"
 

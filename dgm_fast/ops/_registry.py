@@ -119,7 +119,7 @@ def _route_cpu(op: str, launch: Callable[..., Any]) -> None:
 
     with warnings.catch_warnings():
         warnings.filterwarnings(
-            "ignore", message=".*[Oo]verriding a previously registered kernel.*"
+            "ignore", message="(?s).*[Oo]verriding a previously registered kernel"
         )
         _library.impl(op, route, "CPU", with_keyset=True, allow_override=True)
 
