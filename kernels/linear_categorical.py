@@ -151,6 +151,7 @@ def linear_categorical_log_prob_fwd_kernel(
         o_d = start + tl.arange(0, BM * BD) % BD
         mask = (o_e < rows) & (o_d < size)
         if WHOLE:
+            # Written out: as one step of the loop below it spilled registers on sm_100.
             b_l = class_logits(
                 p_rows,
                 p_w,
