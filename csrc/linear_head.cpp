@@ -3,13 +3,12 @@
 #include "cpu/table.h"
 #include "kernels.h"
 #include "layout.h"
+#include "product.h"
 
 #include <ATen/ExpandUtils.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -64,18 +63,20 @@ std::pair<int64_t, int64_t> part_range(int64_t tiles, int64_t parts, int64_t par
 }
 
 // to = a b, where `to` may be of reduced precision.
-void product_into(const Tensor& to, const Tensor& a, const Tensor& b) {
+void product_into(const Tensor& to, const Tensor& a, const Factor& b) {
   if (to.scalar_type() == a.scalar_type()) {
-    Tensor out = to;
-    at::mm_out(out, a, b);
+    b.multiply(to, a);
   } else {
-    to.copy_(at::mm(a, b));
+    const Tensor exact = at::empty(to.sizes(), a.options());
+    b.multiply(exact, a);
+    to.copy_(exact);
   }
 }
 
 // The linear layer in the sum's dtype.
 struct Layer {
   Tensor weight, bias; // [out, in], [out] or undefined
+  std::optional<Factor> to_logits; // weight^T, for tiles of rows
 
   Layer(const Tensor& weight_in, const OptionalTensor& bias_in, at::ScalarType sum)
       : weight(weight_in.to(sum).contiguous()) {
@@ -85,21 +86,13 @@ struct Layer {
   }
 
   // logits [n, out] = h [n, in] weight^T + bias
-  void rows(Tensor& logits, const Tensor& h) const {
-    if (bias.defined()) {
-      at::addmm_out(logits, bias, h, weight.t());
-    } else {
-      at::mm_out(logits, h, weight.t());
-    }
+  void rows(const Tensor& logits, const Tensor& h) const {
+    to_logits->multiply_with_bias(logits, h, {}, bias);
   }
 
   // logits [out, n] = weight h [in, n] + bias
-  void columns(Tensor& logits, const Tensor& h) const {
-    if (bias.defined()) {
-      at::addmm_out(logits, bias.unsqueeze(1), weight, h);
-    } else {
-      at::mm_out(logits, weight, h);
-    }
+  void columns(const Tensor& logits, const Tensor& h) const {
+    Factor(h).multiply_with_bias(logits, weight, bias, {});
   }
 };
 
@@ -118,7 +111,7 @@ class LayerGradient {
   // grad_logits [out, n], h [n, in]
   void add(int64_t part, const Tensor& grad_logits, const Tensor& h) const {
     if (weight_.defined()) {
-      weight_[part].addmm_(grad_logits, h);
+      Factor(h).multiply(weight_[part], grad_logits, true);
     }
     if (bias_.defined()) {
       bias_[part].add_(grad_logits.sum(1));
@@ -169,6 +162,7 @@ struct BernoulliHead {
     full.push_back(h_in.size(-1));
     h = h_in.expand(full).reshape({rows, h_in.size(-1)}).contiguous();
     x = make_rows(bernoulli_data(x_in, sum), batch, {width});
+    layer.to_logits.emplace(layer.weight.t());
   }
 
   Tensor tile_buffer() const {
@@ -251,6 +245,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_bernoulli_log_prob_backward(
   const int64_t parts = num_parts(head.rows, tiles, weight);
   const LayerGradient layer_gradient(mask[1], with_bias, head.layer, parts);
   Tensor grad_h = mask[0] ? empty_output(head.h.sizes(), h.scalar_type()) : Tensor();
+  std::optional<Factor> to_input;
+  if (grad_h.defined()) {
+    to_input.emplace(head.layer.weight);
+  }
   Tensor grad_x = mask[3] ? empty_output({head.rows, head.width}, head.sum) : Tensor();
   const Tensor grad_rows = grad.to(head.sum).contiguous();
   const auto* upstream = static_cast<const char*>(grad_rows.const_data_ptr());
@@ -281,7 +279,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_bernoulli_log_prob_backward(
       args.grad_logits = logits.mutable_data_ptr();
       kernels().bernoulli_grad(args);
       if (grad_h.defined()) {
-        product_into(grad_h.narrow(0, first, count), logits, head.layer.weight);
+        product_into(grad_h.narrow(0, first, count), logits, *to_input);
       }
       layer_gradient.add(part, logits.t(), input);
     }
@@ -349,6 +347,9 @@ struct CategoricalHead {
       entries.push_back(variables);
       x = packing == Packing::Class ? make_rows(indices, batch, {variables})
                                     : make_rows(indices, entries, {});
+    }
+    if (!pixel()) {
+      layer.to_logits.emplace(layer.weight.t());
     }
     tile = tile_size(size, width, kEntries);
     tiles = (size + tile - 1) / tile;
@@ -490,6 +491,10 @@ std::tuple<Tensor, Tensor, Tensor> linear_categorical_log_prob_backward(
   const int64_t parts = num_parts(head.images * head.size, units, weight);
   const LayerGradient layer_gradient(mask[1], with_bias, head.layer, parts);
   Tensor grad_h = mask[0] ? empty_output(head.h.sizes(), h.scalar_type()) : Tensor();
+  std::optional<Factor> to_input;
+  if (grad_h.defined() && !head.pixel()) {
+    to_input.emplace(head.layer.weight);
+  }
   if (grad_h.defined() && units == 0) {
     grad_h.zero_();
   }
@@ -523,13 +528,13 @@ std::tuple<Tensor, Tensor, Tensor> linear_categorical_log_prob_backward(
           product_into(
               grad_h[tile.image].narrow(1, tile.first, tile.count),
               head.layer.weight.t(),
-              grad_logits);
+              Factor(grad_logits));
         }
         layer_gradient.add(part, grad_logits, tile.input);
       } else {
         if (grad_h.defined()) {
           product_into(
-              grad_h.narrow(0, tile.first, tile.count), grad_logits, head.layer.weight);
+              grad_h.narrow(0, tile.first, tile.count), grad_logits, *to_input);
         }
         layer_gradient.add(part, grad_logits.t(), tile.input);
       }

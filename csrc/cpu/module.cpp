@@ -33,6 +33,7 @@ PyMODINIT_FUNC DGM_FAST_JOIN(PyInit_, DGM_FAST_MODULE)() {
   dgm_fast::fill_bounds(table);
   dgm_fast::fill_logistic_mixture(table);
   dgm_fast::fill_gaussian_mixture(table);
+  dgm_fast::fill_product(table);
   PyObject* module = PyModule_Create(&definition);
   if (module == nullptr) {
     return nullptr;

@@ -185,6 +185,28 @@ struct GaussianMixtureGradArgs {
   void *grad_z, *grad_means, *grad_log_vars, *grad_logits; // null where not wanted
 };
 
+// B [depth, columns] of any strides, into the panels that `product` reads.
+struct ProductPackArgs {
+  Dtype dtype; // float or double
+  int64_t depth, columns;
+  const void* b;
+  int64_t row_stride, column_stride;
+  void* packed;
+};
+
+// c [rows, columns], rows contiguous, = a [rows, depth] times packed B, plus a bias by row or by column, or += it.
+struct ProductArgs {
+  Dtype dtype;
+  int64_t rows, depth, columns;
+  const void* a;
+  int64_t a_row_stride, a_column_stride;
+  const void* packed;
+  void* c;
+  int64_t c_stride;
+  bool add;
+  const void *row_bias, *column_bias; // null where there is none
+};
+
 struct KernelTable {
   void (*bernoulli)(BernoulliArgs&);
   void (*bernoulli_grad)(const BernoulliGradArgs&);
@@ -206,6 +228,10 @@ struct KernelTable {
   void (*logistic_mixture_grad)(const LogisticMixtureGradArgs&);
   void (*gaussian_mixture)(const GaussianMixtureArgs&);
   void (*gaussian_mixture_grad)(const GaussianMixtureGradArgs&);
+  // Null at levels where the library's product is the better one.
+  int64_t (*product_packed_size)(Dtype dtype, int64_t depth, int64_t columns);
+  void (*product_pack)(const ProductPackArgs&);
+  void (*product)(const ProductArgs&);
 };
 
 // Each family file fills its own entries.
@@ -214,5 +240,6 @@ void fill_latent(KernelTable& table);
 void fill_bounds(KernelTable& table);
 void fill_logistic_mixture(KernelTable& table);
 void fill_gaussian_mixture(KernelTable& table);
+void fill_product(KernelTable& table);
 
 } // namespace dgm_fast
