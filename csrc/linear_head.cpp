@@ -99,19 +99,21 @@ struct Layer {
 // Sums of the layer's gradients, one per part of the work.
 class LayerGradient {
  public:
-  LayerGradient(bool weight, bool bias, const Layer& layer, int64_t parts) {
+  LayerGradient(bool weight, bool bias, const Layer& layer, int64_t parts) : begun_(parts, 0) {
     if (weight) {
-      weight_ = at::zeros({parts, layer.weight.size(0), layer.weight.size(1)}, layer.weight.options());
+      weight_ = empty_output(
+          {parts, layer.weight.size(0), layer.weight.size(1)}, layer.weight.scalar_type());
     }
     if (bias) {
       bias_ = at::zeros({parts, layer.weight.size(0)}, layer.weight.options());
     }
   }
 
-  // grad_logits [out, n], h [n, in]
-  void add(int64_t part, const Tensor& grad_logits, const Tensor& h) const {
+  // grad_logits [out, n], h [n, in]. One thread at a time for one part.
+  void add(int64_t part, const Tensor& grad_logits, const Tensor& h) {
     if (weight_.defined()) {
-      Factor(h).multiply(weight_[part], grad_logits, true);
+      Factor(h).multiply(weight_[part], grad_logits, begun_[part] != 0);
+      begun_[part] = 1;
     }
     if (bias_.defined()) {
       bias_[part].add_(grad_logits.sum(1));
@@ -119,6 +121,11 @@ class LayerGradient {
   }
 
   Tensor weight(const Tensor& like) const {
+    for (size_t part = 0; weight_.defined() && part < begun_.size(); ++part) {
+      if (!begun_[part]) {
+        weight_[static_cast<int64_t>(part)].zero_();
+      }
+    }
     return finish(weight_, like);
   }
   Tensor bias(const Tensor& like) const {
@@ -133,6 +140,7 @@ class LayerGradient {
     return (parts.size(0) == 1 ? parts.squeeze(0) : parts.sum(0)).to(like.scalar_type());
   }
 
+  std::vector<char> begun_; // whether a part of the weight's sum holds anything; bool would share bytes
   Tensor weight_, bias_;
 };
 
@@ -243,7 +251,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_bernoulli_log_prob_backward(
   const bool with_bias = mask[2] && bias.has_value();
   const int64_t tiles = (head.rows + head.tile - 1) / head.tile;
   const int64_t parts = num_parts(head.rows, tiles, weight);
-  const LayerGradient layer_gradient(mask[1], with_bias, head.layer, parts);
+  LayerGradient layer_gradient(mask[1], with_bias, head.layer, parts);
   Tensor grad_h = mask[0] ? empty_output(head.h.sizes(), h.scalar_type()) : Tensor();
   std::optional<Factor> to_input;
   if (grad_h.defined()) {
@@ -489,7 +497,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_categorical_log_prob_backward(
   const bool with_bias = mask[2] && bias.has_value();
   const int64_t units = head.width == 0 ? 0 : head.images * head.tiles;
   const int64_t parts = num_parts(head.images * head.size, units, weight);
-  const LayerGradient layer_gradient(mask[1], with_bias, head.layer, parts);
+  LayerGradient layer_gradient(mask[1], with_bias, head.layer, parts);
   Tensor grad_h = mask[0] ? empty_output(head.h.sizes(), h.scalar_type()) : Tensor();
   std::optional<Factor> to_input;
   if (grad_h.defined() && !head.pixel()) {

@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as torch_functional
+from helpers import cases_linear_head
+from helpers.op_checks import DTYPES, OpCase, check_reference, relative_error
 from torch import Tensor
 
 import dgm_fast
@@ -98,15 +100,49 @@ def test_choice_by_size() -> None:
     choose = lambda rows, **changes: linear_head._keeps_logits(  # noqa: E731
         *(changes.get(k, v) for k, v in (("recompute", None), ("h", h))), weight, bias, rows
     )
-    largest = linear_head.KEPT_BYTES // (4 * 16)
+    smallest, largest = (64 << 10) // (4 * 16), (1 << 20) // (4 * 16)
     assert choose(largest)
     assert not choose(largest + 1)
+    assert choose(smallest)
+    assert not choose(smallest - 1)
     assert choose(largest + 1, recompute=False)
-    assert not choose(1, recompute=True)
-    assert not choose(1, h=h.bfloat16())
+    assert not choose(largest, recompute=True)
+    assert not choose(largest, h=h.bfloat16())
     with torch.no_grad():
-        assert not choose(1)
-    assert not linear_head._keeps_logits(None, h.detach(), weight.detach(), None, 1)
+        assert not choose(largest)
+    assert not linear_head._keeps_logits(None, h.detach(), weight.detach(), None, largest)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", cases_linear_head.KEPT, ids=str)
+def test_kept_logits_keep_the_error_rule(case: OpCase, dtype: torch.dtype) -> None:
+    check_reference(case, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [1, 3, 8, 41])
+@pytest.mark.parametrize(("inputs", "width"), [(1, 1), (7, 47), (192, 48), (193, 49), (400, 97)])
+def test_products_of_every_size(inputs: int, width: int, rows: int, dtype: torch.dtype) -> None:
+    """Tiles, panels and blocks of the product kernel, full and partial, at every level."""
+    h, weight, bias = (
+        t.detach().to(dtype).requires_grad_() for t in layer(rows, inputs=inputs, rows=width)
+    )
+    x = bits(rows, width)
+    want = F.bernoulli_log_prob(torch_functional.linear(h, weight, bias), x)
+    want_grads = torch.autograd.grad(want.square().sum(), (h, weight, bias))
+    active = ops.active_isa()
+    try:
+        for level in ops.runnable_isas():
+            if active is not None:
+                ops.use_isa(level)
+            out = F.linear_bernoulli_log_prob(h, weight, bias, x, recompute=True)
+            grads = torch.autograd.grad(out.square().sum(), (h, weight, bias))
+            limit = 2e-6 if dtype == torch.float32 else 1e-14
+            for got, expected in zip((out, *grads), (want, *want_grads), strict=True):
+                assert relative_error(got, expected) <= limit
+    finally:
+        if active is not None:
+            ops.use_isa(active)
 
 
 @pytest.mark.parametrize("packing", ["variable", "class", "pixel", "bernoulli"])

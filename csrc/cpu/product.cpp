@@ -53,10 +53,15 @@ void product_pack(const ProductPackArgs& args) {
             std::fill_n(out + k * width + used, width - used, A(0));
           }
         } else {
-          for (int64_t n = 0; n < width; ++n) {
-            const A* column = from + (first + n) * args.column_stride;
-            for (int64_t k = 0; k < args.depth; ++k) {
-              out[k * width + n] = n < used ? column[k * args.row_stride] : A(0);
+          // A few rows of the panel at a time: they stay in the cache while its columns are read.
+          constexpr int64_t kBlock = 16;
+          for (int64_t k0 = 0; k0 < args.depth; k0 += kBlock) {
+            const int64_t k1 = std::min(args.depth, k0 + kBlock);
+            for (int64_t n = 0; n < width; ++n) {
+              const A* column = from + (first + std::min(n, used - 1)) * args.column_stride;
+              for (int64_t k = k0; k < k1; ++k) {
+                out[k * width + n] = n < used ? column[k * args.row_stride] : A(0);
+              }
             }
           }
         }

@@ -25,9 +25,9 @@ from dgm_fast.functional.likelihood import (
 )
 
 VECTOR_PACKINGS = ("variable", "class")
-# Logits up to this size are kept for backward: a matrix product costs more than what they occupy is
-# worth (a third of a training step's products, up to 1.6x its time).
-KEPT_BYTES = 4 << 20
+# Logits of such a size are kept for backward: forming them again costs more than their room is worth, while
+# below it one op costs less than two.
+KEPT_BYTES = range(64 << 10, (1 << 20) + 1)
 
 
 def linear_bernoulli_log_prob(
@@ -54,8 +54,8 @@ def linear_bernoulli_log_prob(
         x: values in [0, 1] (bool, integer or floating point), [..., D] with as many dimensions as ``h``,
             of which the leading ones may be 1 (importance samples that share their data), or [D].
         recompute: True: backward forms the logits again. False: they are kept, and the linear layer and
-            the likelihood are two ops. None: they are kept where they take at most 4 MiB and the arguments
-            are float32 or float64.
+            the likelihood are two ops. None: they are kept where they take 64 KiB to 1 MiB and the
+            arguments are float32 or float64.
 
     Returns:
         [...] in nats, float32 (float64 if ``h``, ``weight`` or ``bias`` is float64). Differentiable in all
@@ -205,7 +205,7 @@ def _keeps_logits(
     if h.dtype not in (torch.float32, torch.float64) or not torch.is_grad_enabled():
         return False
     needed = any(t is not None and t.requires_grad for t in (h, weight, bias))
-    return needed and rows * weight.shape[0] * h.element_size() <= KEPT_BYTES
+    return needed and rows * weight.shape[0] * h.element_size() in KEPT_BYTES
 
 
 def _check_linear(h: Tensor, weight: Tensor, bias: Tensor | None, dim: int) -> None:
