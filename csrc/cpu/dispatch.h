@@ -53,6 +53,17 @@ inline void with_data(Dtype dtype, F&& visit) {
   return visit(Type<T>{});
 }
 
+// visit(Type<X>{}) for data beside parameters of type T that is of type T itself or of its sum's.
+template <typename T, typename F>
+inline void with_own_or_sum_type(Dtype dtype, F&& visit) {
+  if constexpr (!std::is_same_v<T, acc_t<T>>) {
+    if (dtype == Dtype::Float32) {
+      return visit(Type<acc_t<T>>{});
+    }
+  }
+  return visit(Type<T>{});
+}
+
 // Below this many elements of transcendental work a second thread costs more than it brings.
 inline constexpr int64_t kGrainElements = 16384;
 

@@ -123,76 +123,85 @@ void gaussian(const GaussianArgs& args) {
     const GaussianRows<T> rows(args.mean, args.log_var, args.rows, args.size);
     const double constant =
         -0.5 * (kLog2Pi * static_cast<double>(args.size) + rows.log_var_sum);
-    at::parallel_for(0, args.rows, grain_rows(args.size), [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        const T* x = row<T>(args.x, r);
-        rows.at(r, [&](const auto* mean, auto variance, const auto* log_var) {
-          out[r] = static_cast<A>(
-              constant + gaussian_row<variance.value>(x, mean, log_var, args.size));
-        });
-      }
+    with_own_or_sum_type<T>(args.x.dtype, [&](auto data) {
+      using X = typename decltype(data)::type;
+      at::parallel_for(0, args.rows, grain_rows(args.size), [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+          const X* x = row<X>(args.x, r);
+          rows.at(r, [&](const auto* mean, auto variance, const auto* log_var) {
+            out[r] = static_cast<A>(
+                constant + gaussian_row<variance.value>(x, mean, log_var, args.size));
+          });
+        }
+      });
     });
+  });
+}
+
+template <typename T, typename X>
+void gaussian_grad_rows_of(const GaussianGradArgs& args) {
+  using A = acc_t<T>;
+  const auto* grad = static_cast<const A*>(args.grad);
+  const GaussianRows<T> rows(args.mean, args.log_var, args.rows, args.size);
+  constexpr int step = kStep<T>;
+  const int64_t size = args.size;
+  at::parallel_for(0, args.chunks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      GradSink<X> to_x(args.grad_x, args.x.rows.shared(), size, chunk, args.stream);
+      GradSink<T> to_mean(args.grad_mean, args.mean.rows.shared(), size, chunk, args.stream);
+      GradSink<T> to_log_var(
+          args.grad_log_var, args.log_var.rows.shared(), size, chunk, args.stream);
+      const auto range = chunk_range(args.rows, args.chunks, chunk);
+      for (int64_t r = range.begin; r < range.end; ++r) {
+        const X* x = row<X>(args.x, r);
+        const Vec<A> g(grad[r]);
+        rows.at(r, [&](const auto* mean, auto variance, const auto* log_var) {
+          constexpr Variance V = decltype(variance)::value;
+          const auto inverse = [&](const Vec<A>& value) {
+            if constexpr (V == Variance::Log) {
+              return full_exp(value.neg());
+            } else {
+              return value;
+            }
+          };
+          int64_t i = 0;
+          for (; i + step <= size; i += step) {
+            Vec<A> variance_row(1);
+            if constexpr (V != Variance::Unit) {
+              variance_row = inverse(load_as<A>(log_var + i));
+            }
+            const auto gradients =
+                gaussian_grad<A>(load_as<A>(x + i) - load_as<A>(mean + i), variance_row);
+            to_x.put(r * size, i, g.neg() * gradients.mean);
+            to_mean.put(r * size, i, g * gradients.mean);
+            to_log_var.put(r * size, i, g * gradients.log_var);
+          }
+          if (i < size) {
+            const int64_t rest = size - i;
+            Vec<A> variance_row(1);
+            if constexpr (V != Variance::Unit) {
+              variance_row = inverse(load_as<A>(log_var + i, rest));
+            }
+            const auto gradients = gaussian_grad<A>(
+                load_as<A>(x + i, rest) - load_as<A>(mean + i, rest), variance_row);
+            to_x.put(r * size, i, g.neg() * gradients.mean, rest);
+            to_mean.put(r * size, i, g * gradients.mean, rest);
+            to_log_var.put(r * size, i, g * gradients.log_var, rest);
+          }
+        });
+        next_row(to_x, to_mean, to_log_var);
+      }
+      finish(to_x, to_mean, to_log_var);
+    }
+    finish_streaming(args.stream);
   });
 }
 
 void gaussian_grad_rows(const GaussianGradArgs& args) {
   with_floating(args.mean.dtype, [&](auto t) {
     using T = typename decltype(t)::type;
-    using A = acc_t<T>;
-    const auto* grad = static_cast<const A*>(args.grad);
-    const GaussianRows<T> rows(args.mean, args.log_var, args.rows, args.size);
-    constexpr int step = kStep<T>;
-    const int64_t size = args.size;
-    at::parallel_for(0, args.chunks, 1, [&](int64_t first, int64_t last) {
-      for (int64_t chunk = first; chunk < last; ++chunk) {
-        GradSink<T> to_x(args.grad_x, args.x.rows.shared(), size, chunk, args.stream);
-        GradSink<T> to_mean(
-            args.grad_mean, args.mean.rows.shared(), size, chunk, args.stream);
-        GradSink<T> to_log_var(
-            args.grad_log_var, args.log_var.rows.shared(), size, chunk, args.stream);
-        const auto range = chunk_range(args.rows, args.chunks, chunk);
-        for (int64_t r = range.begin; r < range.end; ++r) {
-          const T* x = row<T>(args.x, r);
-          const Vec<A> g(grad[r]);
-          rows.at(r, [&](const auto* mean, auto variance, const auto* log_var) {
-            constexpr Variance V = decltype(variance)::value;
-            const auto inverse = [&](const Vec<A>& value) {
-              if constexpr (V == Variance::Log) {
-                return full_exp(value.neg());
-              } else {
-                return value;
-              }
-            };
-            int64_t i = 0;
-            for (; i + step <= size; i += step) {
-              Vec<A> variance_row(1);
-              if constexpr (V != Variance::Unit) {
-                variance_row = inverse(load_as<A>(log_var + i));
-              }
-              const auto gradients =
-                  gaussian_grad<A>(load_as<A>(x + i) - load_as<A>(mean + i), variance_row);
-              to_x.put(r * size, i, g.neg() * gradients.mean);
-              to_mean.put(r * size, i, g * gradients.mean);
-              to_log_var.put(r * size, i, g * gradients.log_var);
-            }
-            if (i < size) {
-              const int64_t rest = size - i;
-              Vec<A> variance_row(1);
-              if constexpr (V != Variance::Unit) {
-                variance_row = inverse(load_as<A>(log_var + i, rest));
-              }
-              const auto gradients = gaussian_grad<A>(
-                  load_as<A>(x + i, rest) - load_as<A>(mean + i, rest), variance_row);
-              to_x.put(r * size, i, g.neg() * gradients.mean, rest);
-              to_mean.put(r * size, i, g * gradients.mean, rest);
-              to_log_var.put(r * size, i, g * gradients.log_var, rest);
-            }
-          });
-          next_row(to_x, to_mean, to_log_var);
-        }
-        finish(to_x, to_mean, to_log_var);
-      }
-      finish_streaming(args.stream);
+    with_own_or_sum_type<T>(args.x.dtype, [&](auto data) {
+      gaussian_grad_rows_of<T, typename decltype(data)::type>(args);
     });
   });
 }

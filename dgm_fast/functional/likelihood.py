@@ -119,7 +119,9 @@ def gaussian_log_prob(
         elif not x.dtype.is_floating_point:
             # Rounded to the dtype of a bfloat16 mean, 1001 would be 1000.
             x = x.to(compute_dtype(mean))
-        x, mean, log_var = promoted(x, mean, log_var)
+        # Kernels read float32 data beside parameters of less precision as they are.
+        if x.dtype != compute_dtype(mean):
+            x, mean, log_var = promoted(x, mean, log_var)
     if ops.use_kernel(mean):
         return ops.gaussian_log_prob(x, mean, log_var, event_ndim)
     return reference.gaussian_log_prob(x, mean, log_var, event_ndim=event_ndim)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from helpers.op_checks import OpCase
 from torch import Tensor
@@ -80,6 +82,17 @@ def _gaussian(id: str, *shapes: tuple[int, ...], **options) -> OpCase:
     )
 
 
+def _gaussian_float_data(id: str, *shapes: tuple[int, ...]) -> OpCase:
+    """Parameters of reduced precision beside data in float32."""
+    case = _gaussian(id, *shapes)
+
+    def build(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        x, *parameters = case.build(dtype)
+        return x.to(torch.promote_types(dtype, torch.float32)), *parameters
+
+    return replace(case, build=build)
+
+
 def _categorical(
     id: str,
     logits_shape: tuple[int, ...],
@@ -114,6 +127,8 @@ CASES = [
     _gaussian("unit", (3, 5), (3, 5)),
     _gaussian("own", (3, 37), (3, 37), (3, 37)),
     _gaussian("shared", (4, 21), (21,), (21,)),
+    _gaussian_float_data("float-data", (3, 37), (3, 37), (3, 37)),
+    _gaussian_float_data("shared-float-data", (19,), (4, 19), (19,)),
     _gaussian("scalar", (4, 21), (), ()),
     _gaussian("samples", (3, 1, 18), (3, 4, 18), (18,)),
     _gaussian("row-variance", (3, 9), (3, 9), (3, 1)),

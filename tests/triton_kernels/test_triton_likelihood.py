@@ -111,6 +111,12 @@ def test_gaussian(dtype: torch.dtype, variance: str, blocks: None) -> None:
     check("gaussian_log_prob", x, mean, log_var, 1)
 
 
+def test_gaussian_float_data_beside_reduced_parameters() -> None:
+    mean, log_var = torch.randn(2, 3, 37).bfloat16()
+    check("gaussian_log_prob", torch.randn(3, 37), mean, log_var, 1)
+    check("gaussian_log_prob", torch.randn(37), mean, log_var, 1)
+
+
 def test_gaussian_layouts(grouped: None) -> None:
     x, mean = torch.randn(4, 3, 10), torch.randn(4, 3, 10)
     for log_var in (torch.randn(4, 1, 1), torch.randn(1, 3, 10), torch.randn(1, 1, 1)):
