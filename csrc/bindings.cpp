@@ -74,4 +74,5 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("empty_output_pool", &empty_output_pool);
   m.def("output_pool_idle_bytes", &output_pool_idle_bytes);
+  m.def("output_pool_limit", &output_pool_limit);
 }

@@ -9,6 +9,8 @@
 #include <list>
 #include <mutex>
 
+#include <unistd.h>
+
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -17,8 +19,22 @@ namespace dgm_fast {
 namespace {
 
 constexpr size_t kHugePage = 2 << 20;
-// What the pool keeps idle at most: the gradients of a few large decoder outputs.
-constexpr size_t kMaxIdle = 256 << 20;
+// What the pool keeps idle at most: a sixteenth of the machine's memory, and no more than the gradients of a few
+// of the largest decoder outputs.
+size_t max_idle() {
+  constexpr size_t kMost = size_t{1} << 30;
+  static const size_t limit = [] {
+#ifdef _SC_PHYS_PAGES
+    const auto pages = sysconf(_SC_PHYS_PAGES);
+    const auto page = sysconf(_SC_PAGESIZE);
+    if (pages > 0 && page > 0) {
+      return std::min(kMost, static_cast<size_t>(pages) * static_cast<size_t>(page) / 16);
+    }
+#endif
+    return kMost / 4;
+  }();
+  return limit;
+}
 
 struct Block {
   void* data;
@@ -103,7 +119,7 @@ class Pool final : public c10::Allocator {
     const std::lock_guard<std::mutex> lock(mutex_);
     idle_.push_front(block);
     idle_bytes_ += block->size;
-    while (idle_bytes_ > kMaxIdle) {
+    while (idle_bytes_ > max_idle()) {
       Block* oldest = idle_.back();
       idle_.pop_back();
       idle_bytes_ -= oldest->size;
@@ -148,6 +164,10 @@ void empty_output_pool() {
 
 size_t output_pool_idle_bytes() {
   return Pool::instance().idle_bytes();
+}
+
+size_t output_pool_limit() {
+  return max_idle();
 }
 
 } // namespace dgm_fast

@@ -20,4 +20,7 @@ void empty_output_pool();
 // Bytes that are kept and in no tensor's use.
 size_t output_pool_idle_bytes();
 
+// The most that is kept so.
+size_t output_pool_limit();
+
 } // namespace dgm_fast

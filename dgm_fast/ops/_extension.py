@@ -71,8 +71,8 @@ def empty_cache() -> None:
     """Return memory that the C++ ops keep for their next outputs to the system.
 
     Outputs of a megabyte and more are allocated from a pool, since the page faults of fresh memory
-    cost more than most kernels; it keeps at most 256 MiB that no tensor uses. Tensors on other devices
-    are not concerned.
+    cost more than most kernels; of what no tensor uses it keeps at most a sixteenth of the machine's
+    memory and 1 GiB. Tensors on other devices are not concerned.
     """
     if extension is not None:
         extension.empty_output_pool()
