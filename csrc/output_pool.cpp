@@ -28,7 +28,8 @@ size_t max_idle() {
     const auto pages = sysconf(_SC_PHYS_PAGES);
     const auto page = sysconf(_SC_PAGESIZE);
     if (pages > 0 && page > 0) {
-      return std::min(kMost, static_cast<size_t>(pages) * static_cast<size_t>(page) / 16);
+      const auto share = static_cast<size_t>(pages) * static_cast<size_t>(page) / 16;
+      return share < kMost ? share : kMost;
     }
 #endif
     return kMost / 4;
