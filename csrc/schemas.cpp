@@ -59,6 +59,40 @@ const std::vector<OpSpec>& op_specs() {
        "Tensor",
        {0, 1, 2},
        0},
+      {"nade_log_prob",
+       "Tensor x, Tensor W, Tensor c, Tensor V, Tensor b",
+       "(Tensor, Tensor)",
+       {1, 2, 3, 4},
+       2},
+      {"nade_categorical_log_prob",
+       "Tensor x, Tensor W, Tensor c, Tensor V, Tensor b",
+       "(Tensor, Tensor)",
+       {1, 2, 3, 4},
+       2},
+      {"rnade_log_prob",
+       "Tensor x, Tensor W, Tensor c, Tensor? V_logits, Tensor? b_logits, Tensor V_means, "
+       "Tensor b_means, Tensor V_log_scales, Tensor b_log_scales, Tensor? activation_scale, "
+       "int mixture",
+       "(Tensor, Tensor)",
+       {0, 1, 2, 3, 4, 5, 6, 7, 8, 9},
+       2},
+      {"nade_sample",
+       "Tensor W, Tensor c, Tensor V, Tensor b, Tensor noise, Tensor? values, Tensor? given",
+       "Tensor",
+       {},
+       0},
+      {"nade_categorical_sample",
+       "Tensor W, Tensor c, Tensor V, Tensor b, Tensor noise, Tensor? values, Tensor? given",
+       "Tensor",
+       {},
+       0},
+      {"rnade_sample",
+       "Tensor W, Tensor c, Tensor? V_logits, Tensor? b_logits, Tensor V_means, Tensor b_means, "
+       "Tensor V_log_scales, Tensor b_log_scales, Tensor? activation_scale, Tensor noise, "
+       "Tensor? values, Tensor? given, int mixture",
+       "Tensor",
+       {},
+       0},
   };
   return specs;
 }

@@ -34,6 +34,10 @@ PyMODINIT_FUNC DGM_FAST_JOIN(PyInit_, DGM_FAST_MODULE)() {
   dgm_fast::fill_logistic_mixture(table);
   dgm_fast::fill_gaussian_mixture(table);
   dgm_fast::fill_product(table);
+  dgm_fast::fill_nade(table);
+  dgm_fast::fill_nade_outputs(table);
+  dgm_fast::fill_nade_likelihood(table);
+  dgm_fast::fill_nade_sample(table);
   PyObject* module = PyModule_Create(&definition);
   if (module == nullptr) {
     return nullptr;
