@@ -429,7 +429,9 @@ void nade_outputs_grad(const NadeOutputsGradArgs& args) {
     using Slice = OutputsGradient<A>;
     const InputRows<A> inputs(args.in);
     const int64_t slices = divide_up(args.in.hidden, Slice::kWidth);
-    at::parallel_for(0, args.shares * args.parts, 1, [&](int64_t begin, int64_t end) {
+    // No empty shares: threads get equal numbers of them.
+    const int64_t shares = std::min(args.shares, slices);
+    at::parallel_for(0, shares * args.parts, 1, [&](int64_t begin, int64_t end) {
       Slice slice(args, inputs);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t share = task / args.parts;
@@ -438,8 +440,7 @@ void nade_outputs_grad(const NadeOutputsGradArgs& args) {
             chunk_range(divide_up(args.in.rows, kRowTile), args.parts, part);
         const int64_t first = std::min(args.in.rows, tiles.begin * kRowTile);
         const int64_t last = std::min(args.in.rows, tiles.end * kRowTile);
-        const auto range = chunk_range(slices, args.shares, share);
-        for (int64_t s = range.begin; s < range.end; ++s) {
+        for (int64_t s = slices * share / shares; s < slices * (share + 1) / shares; ++s) {
           slice.run(s * Slice::kWidth, first, last, part, share);
         }
       }

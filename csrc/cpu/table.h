@@ -252,8 +252,8 @@ struct NadeOutputsArgs {
   }
 };
 
-// Sums over rows are split into `parts`, sums over hidden units (of grad_x and grad_scale) into `shares`. These two are
-// added to, and null where not wanted.
+// Sums over rows are split into `parts`, sums over hidden units (of grad_x and grad_scale) into at most `shares`. These
+// two are added to, and null where not wanted.
 struct NadeOutputsGradArgs {
   NadeOutputsArgs in; // outputs is not read
   int64_t parts, shares;

@@ -21,6 +21,14 @@ from dgm_fast.functional.mixture import (
     gaussian_mixture_log_prob,
     sample_discretized_logistic_mixture,
 )
+from dgm_fast.functional.nade import (
+    nade_categorical_log_prob,
+    nade_categorical_sample,
+    nade_log_prob,
+    nade_sample,
+    rnade_log_prob,
+    rnade_sample,
+)
 
 __all__ = [
     "bernoulli_log_prob",
@@ -34,6 +42,12 @@ __all__ = [
     "linear_bernoulli_log_prob",
     "linear_categorical_log_prob",
     "log_mean_exp",
+    "nade_categorical_log_prob",
+    "nade_categorical_sample",
+    "nade_log_prob",
+    "nade_sample",
     "reparameterize",
+    "rnade_log_prob",
+    "rnade_sample",
     "sample_discretized_logistic_mixture",
 ]

@@ -36,11 +36,21 @@ from dgm_fast.ops.mixture import (
     discretized_logistic_mixture_log_prob,
     gaussian_mixture_log_prob,
 )
+from dgm_fast.ops.nade import (
+    MIXTURES,
+    nade_categorical_log_prob,
+    nade_categorical_sample,
+    nade_log_prob,
+    nade_sample,
+    rnade_log_prob,
+    rnade_sample,
+)
 
 __all__ = [
     "BACKENDS",
     "ISA_LEVELS",
     "LIKELIHOODS",
+    "MIXTURES",
     "PACKINGS",
     "SPECS",
     "OpSpec",
@@ -65,7 +75,13 @@ __all__ = [
     "log_mean_exp",
     "machine_isa",
     "missing",
+    "nade_categorical_log_prob",
+    "nade_categorical_sample",
+    "nade_log_prob",
+    "nade_sample",
     "reparameterize",
+    "rnade_log_prob",
+    "rnade_sample",
     "runnable_isas",
     "use_isa",
     "use_kernel",

@@ -25,6 +25,14 @@ from dgm_fast.reference.mixture import (
     discretized_logistic_mixture_log_prob,
     gaussian_mixture_log_prob,
 )
+from dgm_fast.reference.nade import (
+    nade_categorical_log_prob,
+    nade_categorical_sample,
+    nade_log_prob,
+    nade_sample,
+    rnade_log_prob,
+    rnade_sample,
+)
 
 __all__ = [
     "bernoulli_log_prob",
@@ -39,5 +47,11 @@ __all__ = [
     "linear_bernoulli_log_prob",
     "linear_categorical_log_prob",
     "log_mean_exp",
+    "nade_categorical_log_prob",
+    "nade_categorical_sample",
+    "nade_log_prob",
+    "nade_sample",
     "reparameterize",
+    "rnade_log_prob",
+    "rnade_sample",
 ]
