@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import cases_latent, cases_likelihood, cases_linear_head, cases_mixture
+from helpers import cases_latent, cases_likelihood, cases_linear_head, cases_mixture, cases_nade
 from helpers.op_checks import (
     DTYPES,
     OpCase,
@@ -19,11 +19,13 @@ from helpers.op_checks import (
 
 from dgm_fast import ops
 
-FAMILIES = (cases_likelihood, cases_latent, cases_mixture, cases_linear_head)
+FAMILIES = (cases_likelihood, cases_latent, cases_mixture, cases_linear_head, cases_nade)
 CASES = [case for family in FAMILIES for case in family.CASES]
 LARGE = [case for family in FAMILIES for case in family.LARGE]
 # One case an op for what is slow to compile.
 FIRST = list({case.op: case for case in reversed(CASES)}.values())
+# Samplers have no derivatives.
+DIFFERENTIABLE = [case for case in CASES if case.grads]
 WITH_BACKWARD = sorted(ops.SPECS)
 if ops.active_isa() is not None:
     WITH_BACKWARD = [name for name in WITH_BACKWARD if ops.differentiable_arguments(name)]
@@ -65,7 +67,7 @@ def test_every_isa_level(case: OpCase, level: str) -> None:
         ops.use_isa(active)
 
 
-@each_case
+@pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
 def test_derivatives(case: OpCase) -> None:
     check_derivatives(case)
 
@@ -75,7 +77,7 @@ def test_layouts(case: OpCase) -> None:
     check_layouts(case)
 
 
-@each_case
+@pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
 def test_transforms(case: OpCase) -> None:
     check_transforms(case)
 

@@ -152,7 +152,7 @@ struct SummedState {
   }
 
   Vec<A> unit() const {
-    return sigmoid(a.value());
+    return hidden_unit(a.value());
   }
 
   void advance(const Mask<A>&, const Vec<A>& x, const A* weight, const A*) {

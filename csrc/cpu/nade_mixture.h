@@ -42,7 +42,7 @@ class MixtureTile {
     }
     sum_ = Vec<A>(0);
     for (int64_t m = 0; m < count_; ++m) {
-      const Vec<A> value = exp_to_zero(Vec<A>::loadu(joint_.data() + m * lanes) - highest_);
+      const Vec<A> value = full_exp(Vec<A>::loadu(joint_.data() + m * lanes) - highest_);
       value.store(joint_.data() + m * lanes);
       sum_ = sum_ + value;
     }
@@ -132,7 +132,7 @@ class MixtureTile {
     for (int64_t m = 0; m < count_; ++m) {
       const Vec<A> logit = Vec<A>::loadu(logits + m * lanes);
       const Vec<A> one = select(equal(logit, infinity), Vec<A>(1), Vec<A>(0));
-      const Vec<A> weight = select(certain_, one, exp_to_zero(logit - top_));
+      const Vec<A> weight = select(certain_, one, full_exp(logit - top_));
       weight.store(weight_.data() + m * lanes);
       total = total + weight;
     }

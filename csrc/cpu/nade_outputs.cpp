@@ -198,7 +198,7 @@ class OutputsGradient {
           value.store(pre_.data() + at + k * lanes);
           value = value * scale(d);
         }
-        sigmoid(value).store(unit_.data() + at + k * lanes);
+        hidden_unit(value).store(unit_.data() + at + k * lanes);
       }
       step(a, row, d);
     }

@@ -115,7 +115,7 @@ class Recurrence {
     const Vec<A> scale = args_.scale != nullptr ? activation_scale(d) : Vec<A>(1);
     for (int64_t h = at; h < at + vectors_ * lanes; h += lanes) {
       const auto a = CompensatedSum<A>::load(sum_.data() + h, error_.data() + h);
-      sigmoid(scale * a.value()).store(unit_.data() + h);
+      hidden_unit(scale * a.value()).store(unit_.data() + h);
     }
   }
 
@@ -128,7 +128,7 @@ class Recurrence {
       auto a = CompensatedSum<A>::load(sum_.data() + h, error_.data() + h);
       a.add_product(value, Vec<A>::loadu(weight + v * lanes));
       a.store(sum_.data() + h, error_.data() + h);
-      sigmoid(scale * a.value()).store(unit_.data() + h);
+      hidden_unit(scale * a.value()).store(unit_.data() + h);
     }
   }
 

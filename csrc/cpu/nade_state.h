@@ -110,6 +110,18 @@ inline A finite_bias(A value) {
   return std::min(std::max(value, -kLargest), kLargest);
 }
 
+// sigmoid(v) with an exponential to the last bit (what passes through many units should not show theirs), and 0 where it
+// would be denormal.
+inline Vec<float> hidden_unit(const Vec<float>& v) {
+  const Vec<float> power = fast_exp(v.neg());
+  return select(
+      less(v, Vec<float>(-86.0f)), Vec<float>(0), reciprocal(Vec<float>(1) + power));
+}
+
+inline Vec<double> hidden_unit(const Vec<double>& v) {
+  return Vec<double>(1) / (Vec<double>(1) + v.neg().exp());
+}
+
 // A sum with the rounding errors of its additions beside it. Float alone would drift by the size of the largest
 // pre-activation, where a cumulative sum of PyTorch keeps its sums in double.
 template <typename A>
