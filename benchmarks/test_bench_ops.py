@@ -44,6 +44,8 @@ def _bench(
     benchmark: Any, request: pytest.FixtureRequest, prepared: Prepared, mode: str
 ) -> dict[str, list[float]]:
     problem, functions = prepared
+    if mode != "forward" and not problem.case.grads:
+        pytest.skip("is not differentiated")
     quick = request.config.getoption("--bench-quick")
     plan = timing.QUICK if quick else timing.FULL
     make = timing.forward_task if mode == "forward" else timing.training_task

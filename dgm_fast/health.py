@@ -92,15 +92,16 @@ def run_doctor(specs: Mapping[str, OpSpec] | None = None) -> Report:
 
     choices = []
     for device in devices:
-        implementation, reason = _choice(device)
-        choices += [Choice(name, device, implementation, reason) for name in specs]
+        choices += [
+            Choice(name, device, *_choice(device, spec.family)) for name, spec in specs.items()
+        ]
     if choices and all(choice.implementation is None for choice in choices):
         problems.append(f"no device can be served: {choices[0].reason}")
 
     checks: list[Check] = []
     for device in devices:
-        for implementation in _implementations(device):
-            for spec in specs.values():
+        for spec in specs.values():
+            for implementation in _implementations(device, spec.family):
                 for dtype in CHECKED_DTYPES:
                     checks += check_op(spec, implementation, torch.device(device), dtype)
     failed = [check for check in checks if not check.passed]
@@ -128,19 +129,20 @@ def run_doctor(specs: Mapping[str, OpSpec] | None = None) -> Report:
     )
 
 
-def _choice(device: str) -> tuple[str | None, str]:
+def _choice(device: str, family: str) -> tuple[str | None, str]:
     try:
-        return ops.explain(device)
+        return ops.explain(device, family)
     except RuntimeError as error:
         return None, str(error)
 
 
-def _implementations(device: str) -> list[str]:
+def _implementations(device: str, family: str) -> list[str]:
     if _extension.extension is None:
         return ["reference"]
+    has_triton = family not in ops.WITHOUT_TRITON
     if device == "cuda":
-        return ["triton"] if _extension.triton_available() else ["reference"]
-    return ["cpp", "triton"] if _extension.triton_interpreted() else ["cpp"]
+        return ["triton"] if _extension.triton_available() and has_triton else ["reference"]
+    return ["cpp", "triton"] if _extension.triton_interpreted() and has_triton else ["cpp"]
 
 
 def _versions() -> dict[str, str | None]:

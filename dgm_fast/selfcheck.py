@@ -113,6 +113,8 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 def _implementation(spec: OpSpec, implementation: str) -> Callable[..., Any]:
     if _extension.extension is not None and implementation != "reference":
         return getattr(getattr(torch.ops, NAMESPACE), spec.name)
+    if _extension.extension is not None:
+        return spec.reference
     # Without the extension ``ops`` holds the formula that calls reach.
     return getattr(ops, spec.name, spec.reference)
 

@@ -128,7 +128,7 @@ def test_an_op_that_raises_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_backend_that_serves_no_device_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    def explain(device: str) -> tuple[str, str]:
+    def explain(device: str, family: str) -> tuple[str, str]:
         raise RuntimeError(f"nothing serves {device}")
 
     monkeypatch.setattr(ops, "explain", explain)

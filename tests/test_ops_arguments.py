@@ -192,6 +192,19 @@ def test_backends_refuse_what_they_cannot_serve() -> None:
 
 
 @pytest.mark.skipif(ops.active_isa() is None, reason="the C++ extension is not built")
+def test_families_without_triton_kernels_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops._extension, "triton_available", lambda: True)
+    monkeypatch.setattr(ops._backend, "WITHOUT_TRITON", {"likelihood"})
+    assert ops.explain("cuda", "latent") == ops.explain("cuda") == ("triton", "CUDA tensors")
+    assert ops.explain("cpu", "likelihood") == ops.explain("cpu")
+    implementation, reason = ops.explain("cuda", "likelihood")
+    assert implementation == "reference"
+    assert reason == "the family 'likelihood' has no Triton kernels yet"
+    with dgm_fast.backend("triton"), pytest.raises(RuntimeError, match="no Triton kernels yet"):
+        ops.explain("cuda", "likelihood")
+
+
+@pytest.mark.skipif(ops.active_isa() is None, reason="the C++ extension is not built")
 def test_compiled_code_follows_the_backend() -> None:
     torch._dynamo.reset()
     traced = []

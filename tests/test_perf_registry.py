@@ -58,10 +58,10 @@ def test_gradients_are_asked_for_where_named(case: Case) -> None:
     assert {n for n, t in problem.inputs.items() if t.requires_grad} == set(case.grads)
     # A broadcast gradient would let kernels read one number instead of many.
     assert all(s != 0 for s in problem.grad_out.stride())
-    assert (problem.grad_out > 0).any() and (problem.grad_out < 0).any()
-    assert all(
-        count > 0 for mode in ("forward", "backward", "both") for count in problem.cost.of(mode)
-    )
+    if case.grads:
+        assert (problem.grad_out > 0).any() and (problem.grad_out < 0).any()
+    modes = ("forward", "backward", "both") if case.grads else ("forward",)
+    assert all(count > 0 for mode in modes for count in problem.cost.of(mode))
 
 
 def test_inputs_repeat_for_a_seed_and_differ_between_seeds() -> None:
@@ -166,8 +166,6 @@ def test_registration_refuses_duplicates_and_empty_arguments() -> None:
         perf.case("a", sizes={"small": (2,)}, grads=["x"], **arguments)(build)
     with pytest.raises(ValueError, match="at least one size"):
         perf.case("b", sizes={}, grads=["x"], **arguments)
-    with pytest.raises(ValueError, match="at least one input in grads"):
-        perf.case("b", sizes={"small": (2,)}, grads=[], **arguments)
     perf.case("c", sizes={"small": (2,)}, grads=["y"], **arguments)(build)
     with pytest.raises(ValueError, match=r"grads names \['y'\], but inputs are \['x'\]"):
         registry.select("c/")[0].inputs()

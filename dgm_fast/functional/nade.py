@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -56,7 +58,7 @@ def nade_log_prob(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor) -> Tens
         raise ValueError("x holds binary data and must not require grad")
     W, c, V, b = promoted(W, c, V, b)
     lead, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
-    if ops.use_kernel(W):
+    if ops.use_kernel(W, "nade"):
         if not x.is_cpu:
             check_before_kernel(x, lambda: unit_interval(x), UNIT_INTERVAL)
         return ops.nade_log_prob(x, W, c, V, b)[0].reshape(lead)
@@ -100,7 +102,7 @@ def nade_categorical_log_prob(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Ten
         raise ValueError("x holds class indices and must not require grad")
     W, c, V, b = promoted(W, c, V, b)
     lead, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
-    if ops.use_kernel(W):
+    if ops.use_kernel(W, "nade"):
         if not x.is_cpu:
             check_before_kernel(x, lambda: class_index(x, num_classes), class_range(num_classes))
         return ops.nade_categorical_log_prob(x, W, c, V, b)[0].reshape(lead)
@@ -165,14 +167,14 @@ def rnade_log_prob(
     heads = (V_logits, b_logits, V_means, b_means, V_log_scales, b_log_scales)
     _check_mixture(W, c, heads, activation_scale, mixture, uniform_weights)
     _check_data(x, W)
-    parameters = [W, c, *heads, activation_scale]
+    parameters: list[Any] = [W, c, *heads, activation_scale]
     if x.dtype.is_floating_point:
         x, *parameters = promoted(x, *parameters)
     else:
         parameters = promoted(*parameters)
         x = x.to(parameters[0].dtype)
     lead, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
-    if ops.use_kernel(x):
+    if ops.use_kernel(x, "nade"):
         return ops.rnade_log_prob(x, *parameters, ops.MIXTURES[mixture])[0].reshape(lead)
     return reference.rnade_log_prob(
         x, *parameters[:-1], activation_scale=parameters[-1], mixture=mixture
@@ -221,7 +223,7 @@ def nade_sample(
     W, c, V, b = promoted(W, c, V, b)
     noise = _noise(num_samples, W, (), generator, noise)
     values, given = _condition(conditioned_on, num_samples, W)
-    if ops.use_kernel(W):
+    if ops.use_kernel(W, "nade"):
         if values is not None and given is not None and not W.is_cpu:
             _check_given(values, given, unit_interval(values), UNIT_INTERVAL)
         return ops.nade_sample(W, c, V, b, noise, values, given)
@@ -271,7 +273,7 @@ def nade_categorical_sample(
     W, c, V, b = promoted(W, c, V, b)
     noise = _noise(num_samples, W, (), generator, noise)
     values, given = _condition(conditioned_on, num_samples, W)
-    kernel = ops.use_kernel(W)
+    kernel = ops.use_kernel(W, "nade")
     if values is not None and given is not None and not (kernel and W.is_cpu):
         _check_given(values, given, class_index(values, num_classes), class_range(num_classes))
         # What is not given may be anything, and what is given and wrong must not index past the weights.
@@ -340,7 +342,7 @@ def rnade_sample(
     else:
         noise = _noise(num_samples, W, (2,), generator, noise)
     values, given = _condition(conditioned_on, num_samples, W)
-    if ops.use_kernel(W):
+    if ops.use_kernel(W, "nade"):
         return ops.rnade_sample(
             W, c, *heads, activation_scale, noise, values, given, ops.MIXTURES[mixture]
         )

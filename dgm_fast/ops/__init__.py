@@ -2,6 +2,7 @@
 
 from dgm_fast.ops._backend import (
     BACKENDS,
+    WITHOUT_TRITON,
     backend,
     check_values,
     explain,
@@ -53,6 +54,7 @@ __all__ = [
     "MIXTURES",
     "PACKINGS",
     "SPECS",
+    "WITHOUT_TRITON",
     "OpSpec",
     "active_isa",
     "backend",

@@ -12,6 +12,8 @@ from torch.autograd import forward_ad
 from dgm_fast.ops import _extension
 
 BACKENDS = ("auto", "reference", "cpp", "triton")
+# Families whose ops have C++ kernels only; filled by registration.
+WITHOUT_TRITON: set[str] = set()
 
 # One process-wide setting rather than a context variable: backward runs on autograd's own threads,
 # and Dynamo guards on module globals, so that compiled code follows a change.
@@ -78,12 +80,25 @@ def values_checked() -> bool:
     return _check_values
 
 
-def explain(device_type: str) -> tuple[str, str]:
+def explain(device_type: str, family: str | None = None) -> tuple[str, str]:
     """(implementation, reason) for tensors of a device under the current setting.
+
+    Args:
+        device_type: "cpu", "cuda", ...
+        family: of the op that is asked about; None for any that has every kernel.
 
     Raises:
         RuntimeError: if the chosen backend cannot serve that device.
     """
+    implementation, reason = _explain(device_type)
+    if implementation != "triton" or family not in WITHOUT_TRITON:
+        return implementation, reason
+    if _backend == "triton":
+        raise RuntimeError(f'backend "triton": the family {family!r} has no Triton kernels yet')
+    return "reference", f"the family {family!r} has no Triton kernels yet"
+
+
+def _explain(device_type: str) -> tuple[str, str]:
     if _backend == "reference":
         return "reference", 'backend is "reference"'
     if _extension.extension is None:
@@ -114,7 +129,7 @@ def explain(device_type: str) -> tuple[str, str]:
     return "reference", f"no kernels for device type {device_type!r}"
 
 
-def use_kernel(t: Tensor) -> bool:
+def use_kernel(t: Tensor, family: str | None = None) -> bool:
     """Whether a call on tensors like ``t`` goes to a registered op (else to the reference)."""
     # Under torch.func transforms and in forward mode C++ autograd functions raise, or lose the tangent
     # without a word; the reference is right there.
@@ -123,7 +138,7 @@ def use_kernel(t: Tensor) -> bool:
     # Not t.is_cpu, which Dynamo of PyTorch 2.11 leaves in the graph, after hooks out of order.
     if _backend == "auto" and t.device == _CPU:
         return _extension.extension is not None
-    return explain(t.device.type)[0] != "reference"
+    return explain(t.device.type, family)[0] != "reference"
 
 
 try:

@@ -8,6 +8,7 @@ formula that differentiates a backward a second time.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ def differentiable_arguments(name: str) -> tuple[int, ...]:
 def register(spec: OpSpec) -> None:
     """Enter an op in the table and, where the extension is there, complete its registration."""
     SPECS[spec.name] = spec
+    if importlib.util.find_spec(f"dgm_fast.kernels.{spec.family}") is None:
+        _backend.WITHOUT_TRITON.add(spec.family)
     if _library is None:
         return
     ops = {spec.name: ("fwd", spec.fake)}
@@ -63,6 +66,8 @@ def register(spec: OpSpec) -> None:
         ops[f"{spec.name}_backward"] = ("bwd", _backward_fake(spec))
     for op, (suffix, fake) in ops.items():
         torch.library.register_fake(f"{NAMESPACE}::{op}", fake, lib=_library)
+        if spec.family in _backend.WITHOUT_TRITON:
+            continue
         launch = _triton_launcher(spec.family, f"{spec.name}_{suffix}")
         if _extension.triton_available():
             _library.impl(op, launch, "CUDA")

@@ -44,7 +44,8 @@ def relative_error(actual: Tensor, truth: Tensor) -> float:
     """Relative L2 error; absolute where the truth is 0, inf if not finite or of another shape."""
     if actual.shape != truth.shape:
         return math.inf
-    error = (actual.detach().to(truth.dtype) - truth).norm().item()
+    truth = truth.double()  # samples may be class indices
+    error = (actual.detach().double() - truth).norm().item()
     scale = truth.norm().item()
     result = error / scale if scale > 0 else error
     return result if math.isfinite(result) else math.inf
@@ -73,7 +74,10 @@ def check(problem: Problem, functions: dict[str, Function]) -> Verdict:
             key: relative_error(value, truth[key]) for key, value in results.items()
         }
         if name == OURS:
-            resolution = {key: torch.finfo(v.dtype).eps for key, v in results.items()}
+            resolution = {
+                key: torch.finfo(v.dtype).eps if v.dtype.is_floating_point else 0.0
+                for key, v in results.items()
+            }
         del results
     for name, errors in verdict.errors.items():
         for key, error in errors.items():

@@ -160,5 +160,107 @@ def linear_categorical(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Te
     return categorical_log_prob(F.linear(h, weight, bias).unflatten(-1, (-1, x.shape[-1])), x)
 
 
+def nade(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor) -> Tensor:
+    """x [B, D], W [H, D], c [H], V [D, H], b [D] -> [B]; all pre-activations by a cumulative sum."""
+    steps = x.unsqueeze(-1) * W.t()  # [B, D, H]
+    return bernoulli_log_prob((_nade_units(steps, c) * V).sum(-1) + b, x)
+
+
+def nade_loop(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor) -> Tensor:
+    """The same by the recurrence, a dimension at a time."""
+    a = c.expand(len(x), -1)
+    logits = []
+    for d in range(x.shape[1]):
+        logits.append(torch.sigmoid(a) @ V[d] + b[d])
+        a = torch.addcmul(a, x[:, d : d + 1], W[:, d])
+    return bernoulli_log_prob(torch.stack(logits, 1), x)
+
+
+def nade_categorical(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor) -> Tensor:
+    """x [B, D], W [H, D, C], c [H], V [D, C, H], b [D, C] -> [B]."""
+    steps = W.permute(1, 2, 0)[torch.arange(x.shape[1], device=x.device), x]  # [B, D, H]
+    units = _nade_units(steps, c)
+    logits = torch.einsum("bdh,dch->bcd", units, V) + b.t()
+    return categorical_log_prob(logits, x)
+
+
+def rnade(
+    x: Tensor,
+    W: Tensor,
+    c: Tensor,
+    V_logits: Tensor,
+    b_logits: Tensor,
+    V_means: Tensor,
+    b_means: Tensor,
+    V_log_scales: Tensor,
+    b_log_scales: Tensor,
+) -> Tensor:
+    """x [B, D], heads [D, M, H] and [D, M] -> [B]; Gaussian components."""
+    steps = x.unsqueeze(-1) * W.t()
+    units = _nade_units(steps, c)
+
+    def head(weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.einsum("bdh,dmh->bdm", units, weight) + bias
+
+    log_scales = head(V_log_scales, b_log_scales)
+    scaled = (x.unsqueeze(-1) - head(V_means, b_means)) * torch.exp(-log_scales)
+    log_prob = -0.5 * (scaled.square() + LOG_2PI) - log_scales
+    weights = torch.log_softmax(head(V_logits, b_logits), -1)
+    return torch.logsumexp(weights + log_prob, -1).sum(-1)
+
+
+def nade_sample(W: Tensor, c: Tensor, V: Tensor, b: Tensor, noise: Tensor) -> Tensor:
+    """noise [B, D] -> x [B, D], a dimension at a time."""
+    a = c.expand(len(noise), -1)
+    drawn = []
+    for d in range(noise.shape[1]):
+        probability = torch.sigmoid(torch.sigmoid(a) @ V[d] + b[d])
+        drawn.append((noise[:, d] < probability).to(a.dtype))
+        a = torch.addcmul(a, drawn[-1].unsqueeze(1), W[:, d])
+    return torch.stack(drawn, 1)
+
+
+def nade_categorical_sample(W: Tensor, c: Tensor, V: Tensor, b: Tensor, noise: Tensor) -> Tensor:
+    """noise [B, D] -> class indices [B, D]."""
+    a = c.expand(len(noise), -1)
+    by_class = W.permute(1, 2, 0)  # [D, C, H]
+    drawn = []
+    for d in range(noise.shape[1]):
+        cdf = torch.softmax(torch.sigmoid(a) @ V[d].t() + b[d], -1).cumsum(-1)
+        drawn.append((cdf <= noise[:, d : d + 1]).sum(-1).clamp(max=cdf.shape[1] - 1))
+        a = a + by_class[d, drawn[-1]]
+    return torch.stack(drawn, 1)
+
+
+def rnade_sample(
+    W: Tensor,
+    c: Tensor,
+    V_logits: Tensor,
+    b_logits: Tensor,
+    V_means: Tensor,
+    b_means: Tensor,
+    V_log_scales: Tensor,
+    b_log_scales: Tensor,
+    noise: Tensor,
+) -> Tensor:
+    """noise [B, D, 2], a uniform and a standard normal -> [B, D]; Gaussian components."""
+    a = c.expand(len(noise), -1)
+    drawn = []
+    for d in range(noise.shape[1]):
+        units = torch.sigmoid(a)
+        cdf = torch.softmax(units @ V_logits[d].t() + b_logits[d], -1).cumsum(-1)
+        component = (cdf <= noise[:, d, :1]).sum(-1, keepdim=True).clamp(max=cdf.shape[1] - 1)
+        mean = (units @ V_means[d].t() + b_means[d]).gather(1, component).squeeze(1)
+        log_scale = (units @ V_log_scales[d].t() + b_log_scales[d]).gather(1, component).squeeze(1)
+        drawn.append(mean + torch.exp(log_scale) * noise[:, d, 1])
+        a = torch.addcmul(a, drawn[-1].unsqueeze(1), W[:, d])
+    return torch.stack(drawn, 1)
+
+
+def _nade_units(steps: Tensor, c: Tensor) -> Tensor:
+    """sigmoid(c + the steps [B, D, H] of the dimensions before)."""
+    return torch.sigmoid(F.pad(steps[:, :-1], (0, 0, 1, 0)).cumsum(1) + c)
+
+
 def _compute(t: Tensor) -> torch.dtype:
     return torch.float64 if t.dtype == torch.float64 else torch.float32

@@ -72,4 +72,4 @@ def compile_case(name: str, device_type: str, threads: int) -> None:
 def _is_light(item: Case | StepCase) -> bool:
     if isinstance(item, StepCase):
         return True
-    return not item.heavy and item.build.__module__ in BUILTIN_MODULES
+    return item.compiled and not item.heavy and item.build.__module__ in BUILTIN_MODULES

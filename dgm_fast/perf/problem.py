@@ -72,7 +72,7 @@ def variants(case: Case, *, compiled: bool = True) -> dict[str, Function]:
     would be timed as eager code under the name of the compiler.
     """
     chosen: dict[str, Function] = {EAGER: case.eager}
-    if compiled:
+    if compiled and case.compiled:
         torch._dynamo.reset()
         chosen[COMPILE] = torch.compile(case.eager, dynamic=False)
     chosen.update(case.peers)
@@ -85,7 +85,7 @@ def first_order(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Value and gradients. Gradients are returned, never accumulated into ``.grad``."""
     out = function(**inputs)
-    return out, torch.autograd.grad(out, wanted, grad_out)
+    return out, torch.autograd.grad(out, wanted, grad_out) if wanted else ()
 
 
 def second_order(

@@ -25,7 +25,8 @@ def section(result: dict[str, Any], name: str) -> str:
     """The generated text between the markers; ``name`` is the result file as linked from README."""
     lines = [
         f"{table.headline(result)} ([result file]({name})).",
-        "Forward and backward of one call; `step` rows are whole training steps. Below 1x we lose.",
+        "Forward and backward of one call, the forward alone of samplers; `step` rows are whole training "
+        "steps. Below 1x we lose.",
         "",
         table.markdown(result),
     ]

@@ -21,6 +21,7 @@ BUILTIN_MODULES = (
     "dgm_fast.perf.cases_latent",
     "dgm_fast.perf.cases_mixture",
     "dgm_fast.perf.cases_linear_head",
+    "dgm_fast.perf.cases_nade",
 )
 
 Inputs = dict[str, Tensor]
@@ -74,9 +75,13 @@ class Case:
     flops_per_element: Flops = (0, 0)
     # Inputs the backward has to read; None means all of them.
     backward_reads: tuple[str, ...] | None = None
+    # Inputs that only rivals need; not counted.
+    rival_inputs: tuple[str, ...] = ()
     second_order: bool = False
     # Too large to build several at once.
     heavy: bool = False
+    # Whether torch.compile of the eager form competes: it unrolls a long loop for hours.
+    compiled: bool = True
     quick: bool = True
 
     @property
@@ -100,6 +105,7 @@ class Case:
 
     def cost(self, inputs: Inputs, out: Tensor) -> Cost:
         """Byte and FLOP counts for these inputs and this output."""
+        inputs = {name: t for name, t in inputs.items() if name not in self.rival_inputs}
         reads = self.backward_reads if self.backward_reads is not None else tuple(inputs)
         elements = next(iter(inputs.values())).numel()
         return Cost(
@@ -174,8 +180,10 @@ def case(
     peers: Mapping[str, Callable[..., Tensor]] | None = None,
     flops_per_element: Flops | Callable[[tuple[int, ...]], Flops] = (0, 0),
     backward_reads: Sequence[str] | None = None,
+    rival_inputs: Sequence[str] = (),
     second_order: Sequence[str] = (),
     heavy: Sequence[str] = (),
+    compiled: bool = True,
     quick: Sequence[str] | None = None,
     registry: Registry | None = None,
 ) -> Callable[[Builder], Builder]:
@@ -195,7 +203,8 @@ def case(
         ours: the implementation under test.
         eager: the plain form that a good user would write: the rival, and in float64 the truth.
         sizes: size label ("small", "medium", "large", "odd", or one of your own) to shape.
-        grads: names of the inputs that get gradients; must not be empty.
+        grads: names of the inputs that get gradients; () for what is not differentiated (samplers), of
+            which only the forward is timed.
         dtypes: dtypes of every size, or a mapping from size to its dtypes (float32 where absent).
         variant: tells apart several kinds of case of one op.
         family: groups ops in reports.
@@ -203,18 +212,18 @@ def case(
         flops_per_element: (forward, backward) operations per element of the first input, or a
             function of the shape that gives them.
         backward_reads: inputs that the backward has to read, for the byte count (default: all).
+        rival_inputs: inputs that only rivals need, such as a mask; the byte count leaves them out.
         second_order: sizes at which second derivatives are timed too.
         heavy: sizes that fill gigabytes: never built several at a time.
+        compiled: whether ``torch.compile`` of ``eager`` is a rival too.
         quick: sizes timed in quick runs (default: all but "large" and "odd").
         registry: where to enter the cases (default: the process-wide one).
 
     Raises:
-        ValueError: if ``sizes`` or ``grads`` is empty, or a case of the same name exists.
+        ValueError: if ``sizes`` is empty, or a case of the same name exists.
     """
     if not sizes:
         raise ValueError(f"case {op!r} needs at least one size")
-    if not grads:
-        raise ValueError(f"case {op!r} needs at least one input in grads")
 
     def register(build: Builder) -> Builder:
         for size, shape in sizes.items():
@@ -237,8 +246,10 @@ def case(
                         if callable(flops_per_element)
                         else flops_per_element,
                         backward_reads=None if backward_reads is None else tuple(backward_reads),
+                        rival_inputs=tuple(rival_inputs),
                         second_order=size in second_order,
                         heavy=size in heavy,
+                        compiled=compiled,
                         quick=size not in ("large", "odd") if quick is None else size in quick,
                     )
                 )

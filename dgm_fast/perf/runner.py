@@ -115,9 +115,10 @@ def measure_modes(
     measured = timing.interleave(
         {name: timing.forward_task(f, problem) for name, f in functions.items()}, plan
     )
-    measured |= timing.interleave(
-        {name: timing.training_task(f, problem) for name, f in functions.items()}, plan
-    )
+    if problem.case.grads:
+        measured |= timing.interleave(
+            {name: timing.training_task(f, problem) for name, f in functions.items()}, plan
+        )
     if problem.case.second_order:
         # torch.compile does not differentiate twice; peers are not asked to.
         twice = {n: f for n, f in functions.items() if n in (OURS, EAGER)}

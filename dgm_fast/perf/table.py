@@ -206,7 +206,7 @@ def show(result: dict[str, Any], stream: TextIO | None = None) -> None:
 
 
 def markdown(result: dict[str, Any], modes: tuple[str, ...] = ("both", "step")) -> str:
-    """A Markdown table of some modes; losses stand in it like wins."""
+    """A Markdown table of some modes (forward where a case has no other); losses stand in it like wins."""
     headers = (
         "case",
         "shape",
@@ -219,7 +219,10 @@ def markdown(result: dict[str, Any], modes: tuple[str, ...] = ("both", "step")) 
         "peak MB eager / compile / ours",
     )
     lines = ["| " + " | ".join(headers) + " |", "| --- | --- |" + " ---: |" * (len(headers) - 2)]
-    for row in rows(result, modes):
+    forward_only = {r["case"] for r in result["records"] if set(r.get("modes", {})) == {"forward"}}
+    for row in rows(result):
+        if row.mode not in modes and row.case not in forward_only:
+            continue
         cell = cells(row)
         chosen = (*cell[:2], cell[3], cell[4], cell[6], cell[8], *cell[9:12])
         lines.append("| " + " | ".join(chosen) + " |")
