@@ -159,7 +159,8 @@ def _evaluate(
     out = function(*inputs)
     outputs = out if isinstance(out, tuple | list) else (out,)
     results = {("value" if i == 0 else f"value {i + 1}", False): o for i, o in enumerate(outputs)}
-    if not wanted:
+    # Without the extension nothing says which arguments of a sampler are differentiable: none are.
+    if not wanted or not outputs[0].requires_grad:
         return results
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(outputs[0].shape, generator=generator)
