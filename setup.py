@@ -4,7 +4,9 @@
 that it loads anywhere. ``dgm_fast._kernels_<level>`` hold the same kernel sources compiled for one level
 each; the package chooses one at import.
 
-Environment: ``DGM_FAST_NO_EXTENSION=1`` builds the pure-Python package.
+Environment: ``DGM_FAST_NO_EXTENSION=1`` builds the pure-Python package. ``DGM_FAST_LEVELS=avx512`` (names with
+commas between) builds those levels only, for a quick turn while working on a kernel; such a package loads
+only on processors that have one of them.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def warn(message: str) -> None:
 
 def levels() -> dict[str, list[str]]:
     if platform.machine().lower() in ("x86_64", "amd64"):
-        return X86_LEVELS
+        asked = os.environ.get("DGM_FAST_LEVELS")
+        return {k: X86_LEVELS[k] for k in asked.split(",")} if asked else X86_LEVELS
     return {"baseline": X86_LEVELS["baseline"]}
 
 

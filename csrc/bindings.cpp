@@ -1,6 +1,5 @@
 // The Python module dgm_fast._C.
 
-#include "cpu/table.h"
 #include "kernels.h"
 #include "layout.h"
 #include "output_pool.h"
@@ -18,15 +17,9 @@ namespace {
 // Leaked on purpose: a Python object must not be released after the interpreter has gone.
 py::object* reference_vjp_function = nullptr;
 
-const KernelTable* active_table = nullptr;
 std::string active_level;
 
 } // namespace
-
-const KernelTable& kernels() {
-  TORCH_CHECK(active_table != nullptr, "dgm_fast: no kernel library is loaded");
-  return *active_table;
-}
 
 std::vector<at::Tensor> reference_vjp(
     const std::string& op,
@@ -63,8 +56,8 @@ PYBIND11_MODULE(_C, m) {
     delete reference_vjp_function;
     reference_vjp_function = new py::object(std::move(function));
   });
-  m.def("use_kernels", [](const py::capsule& table, std::string level) {
-    active_table = table.get_pointer<const KernelTable>();
+  m.def("use_kernels", [](const py::capsule& table, size_t size, std::string level) {
+    use_kernel_table(table.get_pointer<const void>(), size);
     active_level = std::move(level);
   });
   m.def("active_isa", [] { return active_level; });

@@ -1,6 +1,6 @@
 // CPU functions of the fused bounds: layout and allocation around the kernels.
 
-#include "cpu/table.h"
+#include "cpu/bounds_table.h"
 #include "kernels.h"
 #include "layout.h"
 
@@ -159,7 +159,7 @@ Tensor elbo(
       out, out_log_var, x, std::nullopt, mean, log_var, std::nullopt, likelihood);
   Tensor result = at::empty({in.args.batch}, out.options().dtype(in.sum_type()));
   ElboArgs args{in.args, beta, result.mutable_data_ptr(), false};
-  kernels().elbo(args);
+  kernels<BoundsKernels>().elbo(args);
   TORCH_CHECK_VALUE(!args.invalid, in.value_error());
   return result;
 }
@@ -184,7 +184,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> elbo_backward(
   const Gradient to_x(mask[2], x, sum);
   const Gradient to_mean(mask[3], mean, sum);
   const Gradient to_log_var(mask[4], log_var, sum);
-  kernels().elbo_grad(
+  kernels<BoundsKernels>().elbo_grad(
       {in.args,
        beta,
        grad_rows.const_data_ptr(),
@@ -218,7 +218,7 @@ std::tuple<Tensor, Tensor> iwae_bound(
   Tensor bound = at::empty({in.args.batch}, options);
   Tensor log_w = at::empty({in.args.batch, in.args.samples}, options);
   IwaeArgs args{in.args, bound.mutable_data_ptr(), log_w.mutable_data_ptr(), false};
-  kernels().iwae_bound(args);
+  kernels<BoundsKernels>().iwae_bound(args);
   TORCH_CHECK_VALUE(!args.invalid, in.value_error());
   return {bound, log_w};
 }
@@ -251,7 +251,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> iwae_bound_ba
   const Gradient to_mean(mask[4], mean, sum);
   const Gradient to_log_var(mask[5], log_var, sum);
   const Gradient to_prior(with_prior, with_prior ? *log_prior : out, sum);
-  kernels().iwae_bound_grad(
+  kernels<BoundsKernels>().iwae_bound_grad(
       {in.args,
        stop_score,
        grad_rows.const_data_ptr(),

@@ -1,9 +1,15 @@
-// The kernel table in use, chosen at import among the instruction-set levels.
+// The kernels in use, chosen at import among the instruction-set levels.
 #pragma once
+
+#include <cstddef>
 
 namespace dgm_fast {
 
-struct KernelTable;
-const KernelTable& kernels();
+// The functions of one family: kernels<NadeKernels>().nade(...).
+template <class Family>
+const Family& kernels();
+
+// Route every op to this table of `size` bytes; refused where the size shows another version's layout.
+void use_kernel_table(const void* table, size_t size);
 
 } // namespace dgm_fast

@@ -1,6 +1,6 @@
 // CPU functions of the latent ops that are no bounds: layout and allocation around the kernels.
 
-#include "cpu/table.h"
+#include "cpu/latent_table.h"
 #include "kernels.h"
 #include "layout.h"
 
@@ -47,7 +47,7 @@ Tensor gaussian_kl(
     int64_t event_ndim) {
   const KlLayout in(mean, log_var, prior_mean, prior_log_var, event_ndim);
   Tensor out = at::empty(in.split.batch, mean.options().dtype(sum_dtype(mean)));
-  kernels().gaussian_kl(
+  kernels<LatentKernels>().gaussian_kl(
       {in.split.rows,
        in.split.size,
        in.mean.operand,
@@ -75,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(
   const GradBuffer to_prior_log_var(
       mask[3], prior_log_var, in.prior_log_var, batch, event, chunks);
   const Tensor grad_rows = grad.to(sum_dtype(mean)).contiguous();
-  kernels().gaussian_kl_grad(
+  kernels<LatentKernels>().gaussian_kl_grad(
       {rows,
        size,
        chunks,
@@ -113,7 +113,7 @@ Tensor reparameterize(const Tensor& mean, const Tensor& log_var, const Tensor& e
   const Tensor lv = log_var.to(type).contiguous();
   const Tensor e = eps.to(type).contiguous();
   Tensor z = empty_output(eps.sizes(), type);
-  kernels().reparameterize(
+  kernels<LatentKernels>().reparameterize(
       {layout.batch,
        layout.samples,
        layout.size,
@@ -138,7 +138,7 @@ std::tuple<Tensor, Tensor> reparameterize_backward(
   const Tensor e = eps.to(type).contiguous();
   Tensor grad_mean = at::empty(mask[0] ? mean.sizes() : at::IntArrayRef{0}, g.options());
   Tensor grad_log_var = at::empty(mask[1] ? log_var.sizes() : at::IntArrayRef{0}, g.options());
-  kernels().reparameterize_grad(
+  kernels<LatentKernels>().reparameterize_grad(
       {layout.batch,
        layout.samples,
        layout.size,
@@ -169,7 +169,7 @@ Tensor log_mean_exp(const Tensor& log_w, int64_t dim) {
   const ReduceLayout layout(log_w, dim);
   const Tensor in = log_w.contiguous();
   Tensor out = at::empty(layout.kept, log_w.options().dtype(sum_dtype(log_w)));
-  kernels().log_mean_exp(
+  kernels<LatentKernels>().log_mean_exp(
       {layout.outer,
        layout.count,
        layout.inner,
@@ -193,7 +193,7 @@ Tensor log_mean_exp_backward(
   const Tensor g = grad.to(sum_dtype(log_w)).contiguous();
   const Tensor value = out.contiguous();
   Tensor grad_log_w = empty_output(log_w.sizes(), log_w.scalar_type());
-  kernels().log_mean_exp_grad(
+  kernels<LatentKernels>().log_mean_exp_grad(
       {layout.outer,
        layout.count,
        layout.inner,

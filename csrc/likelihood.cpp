@@ -1,6 +1,6 @@
 // CPU functions of the likelihood ops: layout and allocation around the kernels.
 
-#include "cpu/table.h"
+#include "cpu/likelihood_table.h"
 #include "kernels.h"
 #include "layout.h"
 
@@ -27,7 +27,7 @@ Tensor bernoulli_log_prob(const Tensor& logits, const Tensor& x_in, int64_t even
       x_rows.operand,
       out.mutable_data_ptr(),
       false};
-  kernels().bernoulli(args);
+  kernels<LikelihoodKernels>().bernoulli(args);
   TORCH_CHECK_VALUE(!args.invalid, kUnitIntervalError);
   return out;
 }
@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor> bernoulli_log_prob_backward(
   full.append(split.event.begin(), split.event.end());
   Tensor grad_logits = mask[0] ? empty_output(full, logits.scalar_type()) : Tensor();
   Tensor grad_x = mask[1] ? empty_output(full, sum) : Tensor();
-  kernels().bernoulli_grad(
+  kernels<LikelihoodKernels>().bernoulli_grad(
       {split.rows,
        split.size,
        logits_rows.operand,
@@ -100,7 +100,7 @@ Tensor gaussian_log_prob(
     int64_t event_ndim) {
   const GaussianLayout in(x, mean, log_var, event_ndim);
   Tensor out = at::empty(in.split.batch, mean.options().dtype(sum_dtype(mean)));
-  kernels().gaussian(
+  kernels<LikelihoodKernels>().gaussian(
       {in.split.rows,
        in.split.size,
        in.x.operand,
@@ -124,7 +124,7 @@ std::tuple<Tensor, Tensor, Tensor> gaussian_log_prob_backward(
   const GradBuffer grad_mean(mask[1], mean, in.mean, batch, event, chunks);
   const GradBuffer grad_log_var(mask[2], log_var, in.log_var, batch, event, chunks);
   const Tensor grad_rows = grad.to(sum_dtype(mean)).contiguous();
-  kernels().gaussian_grad(
+  kernels<LikelihoodKernels>().gaussian_grad(
       {rows,
        size,
        chunks,
@@ -203,7 +203,7 @@ Tensor categorical_log_prob(
         in.x.operand,
         out.mutable_data_ptr(),
         false};
-    kernels().categorical(args);
+    kernels<LikelihoodKernels>().categorical(args);
     TORCH_CHECK_VALUE(!args.invalid, kClassError, in.classes - 1);
   }
   for (int64_t i = 0; i < in.leading_event; ++i) {
@@ -230,7 +230,7 @@ Tensor categorical_log_prob_backward(
   grad_sums = grad_sums.expand(categorical_sums(logits, class_dim, event_ndim)).contiguous();
   Tensor grad_logits = empty_output(logits.sizes(), logits.scalar_type());
   if (logits.numel() > 0) {
-    kernels().categorical_grad(
+    kernels<LikelihoodKernels>().categorical_grad(
         {in.outer,
          in.classes,
          in.inner,

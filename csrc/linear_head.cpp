@@ -1,6 +1,6 @@
 // A linear layer and the likelihood of its logits: matrix products over tiles whose logits stay in the cache.
 
-#include "cpu/table.h"
+#include "cpu/likelihood_table.h"
 #include "kernels.h"
 #include "layout.h"
 #include "product.h"
@@ -230,7 +230,7 @@ Tensor linear_bernoulli_log_prob(
           head.tile_data(first),
           to + first * out.element_size(),
           false};
-      kernels().bernoulli(args);
+      kernels<LikelihoodKernels>().bernoulli(args);
       if (args.invalid) {
         invalid.store(true, std::memory_order_relaxed);
       }
@@ -280,12 +280,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_bernoulli_log_prob_backward(
           false};
       if (grad_x.defined()) {
         args.grad_x = grad_x.narrow(0, first, count).mutable_data_ptr();
-        kernels().bernoulli_grad(args);
+        kernels<LikelihoodKernels>().bernoulli_grad(args);
         args.grad_x = nullptr;
       }
       // In place: an entry of the logits is not read again.
       args.grad_logits = logits.mutable_data_ptr();
-      kernels().bernoulli_grad(args);
+      kernels<LikelihoodKernels>().bernoulli_grad(args);
       if (grad_h.defined()) {
         product_into(grad_h.narrow(0, first, count), logits, *to_input);
       }
@@ -471,7 +471,7 @@ Tensor linear_categorical_log_prob(
           blocks.x,
           of_blocks.mutable_data_ptr(),
           false};
-      kernels().categorical(args);
+      kernels<LikelihoodKernels>().categorical(args);
       if (args.invalid) {
         invalid.store(true, std::memory_order_relaxed);
       }
@@ -521,7 +521,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_categorical_log_prob_backward(
       const Tensor logits = head.logits(buffer, tile);
       const auto blocks = head.blocks(logits, tile);
       const Tensor grad_logits = head.shaped(grad_buffer, tile);
-      kernels().categorical_grad(
+      kernels<LikelihoodKernels>().categorical_grad(
           {blocks.outer,
            head.classes,
            blocks.inner,

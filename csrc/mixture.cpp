@@ -1,6 +1,6 @@
 // CPU functions of the mixture densities: layout and allocation around the kernels.
 
-#include "cpu/table.h"
+#include "cpu/mixture_table.h"
 #include "kernels.h"
 #include "layout.h"
 
@@ -61,7 +61,7 @@ Tensor discretized_logistic_mixture_log_prob(
   LogisticLayout in(params, x, mixtures, levels, parameter_major);
   Tensor out = at::empty({in.args.batch}, params.options().dtype(sum_dtype(params)));
   in.args.out = out.mutable_data_ptr();
-  kernels().logistic_mixture(in.args);
+  kernels<MixtureKernels>().logistic_mixture(in.args);
   TORCH_CHECK_VALUE(
       !in.args.invalid, "x must hold values in [-1, 1] for the logistic mixture likelihood");
   return out;
@@ -81,7 +81,7 @@ Tensor discretized_logistic_mixture_log_prob_backward(
   const LogisticLayout in(params, x, mixtures, levels, parameter_major);
   const Tensor grad_rows = grad.to(sum_dtype(params)).contiguous();
   Tensor gradient = empty_output(in.params().sizes(), params.scalar_type());
-  kernels().logistic_mixture_grad(
+  kernels<MixtureKernels>().logistic_mixture_grad(
       {in.args, grad_rows.const_data_ptr(), gradient.mutable_data_ptr()});
   return at::sum_to(gradient, params.sizes());
 }
@@ -126,7 +126,7 @@ Tensor gaussian_mixture_log_prob(
   GaussianMixtureLayout in(z, means, log_vars, logits);
   Tensor out = at::empty(z.sizes().slice(0, z.dim() - 1), z.options().dtype(sum_dtype(z)));
   in.args.out = out.mutable_data_ptr();
-  kernels().gaussian_mixture(in.args);
+  kernels<MixtureKernels>().gaussian_mixture(in.args);
   return out;
 }
 
@@ -159,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_mixture_log_prob_backward(
   const auto data = [](bool wanted, const Tensor& t) {
     return wanted ? t.mutable_data_ptr() : nullptr;
   };
-  kernels().gaussian_mixture_grad(
+  kernels<MixtureKernels>().gaussian_mixture_grad(
       {in.args,
        chunks,
        grad_rows.const_data_ptr(),

@@ -1,6 +1,6 @@
 // CPU functions of the NADE family: layout and allocation around the kernels.
 
-#include "cpu/table.h"
+#include "cpu/nade_table.h"
 #include "kernels.h"
 #include "layout.h"
 
@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor> nade_log_prob(
   Tensor logits = at::empty({in.args.rows, in.args.size}, options);
   in.args.out = out.mutable_data_ptr();
   in.args.logits = logits.mutable_data_ptr();
-  kernels().nade(in.args);
+  kernels<NadeKernels>().nade(in.args);
   TORCH_CHECK_VALUE(!in.args.invalid, kUnitIntervalError);
   return {out, logits};
 }
@@ -119,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> nade_log_prob_backward(
   const PartialGradient grad_c(c, parts, in.sum);
   const PartialGradient grad_V(V, parts, in.sum);
   const PartialGradient grad_b(b, 1, in.sum);
-  kernels().nade_grad(
+  kernels<NadeKernels>().nade_grad(
       {in.args,
        parts,
        grad_rows.const_data_ptr(),
@@ -177,7 +177,7 @@ struct OutputsLayout {
     Tensor outputs =
         at::empty({args.rows, args.size, args.num_outputs()}, options.dtype(sum));
     args.outputs = outputs.mutable_data_ptr();
-    kernels().nade_outputs(args);
+    kernels<NadeKernels>().nade_outputs(args);
     return outputs;
   }
 };
@@ -228,7 +228,7 @@ class OutputsGradient {
       scale_ = at::zeros({shares * parts, in_.size}, options);
       args.grad_scale = scale_.mutable_data_ptr();
     }
-    kernels().nade_outputs_grad(args);
+    kernels<NadeKernels>().nade_outputs_grad(args);
     if (with_x) {
       grad_x = grad_x.sum(0);
     }
@@ -287,7 +287,7 @@ std::tuple<Tensor, Tensor> nade_categorical_log_prob(
   in.set_classes(x);
   Tensor logits = in.compute(W.options());
   Tensor out = at::empty({in.args.rows}, logits.options());
-  kernels().nade_categorical(
+  kernels<NadeKernels>().nade_categorical(
       {in.args.rows,
        in.args.size,
        in.args.classes,
@@ -314,7 +314,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> nade_categorical_log_prob_backward(
   const Tensor kept = logits.contiguous();
   const Tensor grad_rows = grad.to(in.sum).contiguous();
   Tensor grad_logits = at::empty(kept.sizes(), kept.options());
-  kernels().nade_categorical_grad(
+  kernels<NadeKernels>().nade_categorical_grad(
       {{in.args.rows,
         in.args.size,
         in.args.classes,
@@ -380,7 +380,7 @@ std::tuple<Tensor, Tensor> rnade_log_prob(
   in.args.x = in.operands.keep(x);
   Tensor outputs = in.compute(W.options());
   Tensor out = at::empty({in.args.rows}, outputs.options());
-  kernels().nade_mixture(
+  kernels<NadeKernels>().nade_mixture(
       {in.args.rows,
        in.args.size,
        V_means.size(1),
@@ -428,7 +428,7 @@ TenTensors rnade_log_prob_backward(
   const Tensor grad_rows = grad.to(in.sum).contiguous();
   Tensor grad_outputs = at::empty(kept.sizes(), kept.options());
   Tensor direct = mask[0] ? at::empty(x.sizes(), kept.options()) : Tensor();
-  kernels().nade_mixture_grad(
+  kernels<NadeKernels>().nade_mixture_grad(
       {{in.args.rows,
         in.args.size,
         V_means.size(1),
@@ -482,7 +482,7 @@ Tensor run_sampler(
   Tensor samples = at::empty(
       {in.args.rows, in.args.size}, noise.options().dtype(classes ? at::kInt : in.sum));
   args.samples = samples.mutable_data_ptr();
-  kernels().nade_sample(args);
+  kernels<NadeKernels>().nade_sample(args);
   return samples;
 }
 

@@ -1,6 +1,6 @@
 #include "product.h"
 
-#include "cpu/table.h"
+#include "cpu/product_table.h"
 #include "kernels.h"
 #include "layout.h"
 
@@ -11,7 +11,7 @@
 namespace dgm_fast {
 
 Factor::Factor(const at::Tensor& matrix) : matrix_(matrix) {
-  const auto& table = kernels();
+  const auto& table = kernels<ProductKernels>();
   if (table.product == nullptr) {
     return;
   }
@@ -51,7 +51,7 @@ void Factor::run(
     const auto data = [](const at::Tensor& t) {
       return t.defined() ? t.const_data_ptr() : nullptr;
     };
-    kernels().product(
+    kernels<ProductKernels>().product(
         {dtype_code(matrix_.scalar_type()),
          a.size(0),
          matrix_.size(0),

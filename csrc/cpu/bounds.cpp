@@ -3,7 +3,7 @@
 #include "categorical.h"
 #include "decoder.h"
 #include "dispatch.h"
-#include "table.h"
+#include "bounds_table.h"
 
 #include <atomic>
 #include <vector>
@@ -313,11 +313,11 @@ void elbo_grad(const ElboGradArgs& args) {
 } // namespace
 } // namespace CPU_CAPABILITY
 
-void fill_bounds(KernelTable& table) {
-  table.elbo = elbo;
-  table.elbo_grad = elbo_grad;
-  table.iwae_bound = iwae_bound;
-  table.iwae_bound_grad = iwae_bound_grad;
+void fill(BoundsKernels& kernels) {
+  kernels.elbo = elbo;
+  kernels.elbo_grad = elbo_grad;
+  kernels.iwae_bound = iwae_bound;
+  kernels.iwae_bound_grad = iwae_bound_grad;
 }
 
 } // namespace dgm_fast

@@ -3,7 +3,7 @@
 
 #include "categorical.h"
 #include "rows.h"
-#include "table.h"
+#include "bounds_table.h"
 
 #include <memory>
 #include <vector>

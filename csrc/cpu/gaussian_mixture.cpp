@@ -2,7 +2,7 @@
 
 #include "dispatch.h"
 #include "rows.h"
-#include "table.h"
+#include "mixture_table.h"
 
 #include <vector>
 
@@ -407,9 +407,9 @@ void gaussian_mixture_grad(const GaussianMixtureGradArgs& args) {
 } // namespace
 } // namespace CPU_CAPABILITY
 
-void fill_gaussian_mixture(KernelTable& table) {
-  table.gaussian_mixture = gaussian_mixture;
-  table.gaussian_mixture_grad = gaussian_mixture_grad;
+void fill_gaussian(MixtureKernels& kernels) {
+  kernels.gaussian_mixture = gaussian_mixture;
+  kernels.gaussian_mixture_grad = gaussian_mixture_grad;
 }
 
 } // namespace dgm_fast

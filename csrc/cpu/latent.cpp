@@ -3,7 +3,7 @@
 #include "categorical.h"
 #include "dispatch.h"
 #include "sink.h"
-#include "table.h"
+#include "latent_table.h"
 
 namespace dgm_fast {
 inline namespace CPU_CAPABILITY {
@@ -437,13 +437,13 @@ void log_mean_exp_grad(const LogMeanExpGradArgs& args) {
 } // namespace
 } // namespace CPU_CAPABILITY
 
-void fill_latent(KernelTable& table) {
-  table.gaussian_kl = gaussian_kl;
-  table.gaussian_kl_grad = gaussian_kl_grad;
-  table.reparameterize = reparameterize;
-  table.reparameterize_grad = reparameterize_grad;
-  table.log_mean_exp = log_mean_exp;
-  table.log_mean_exp_grad = log_mean_exp_grad;
+void fill(LatentKernels& kernels) {
+  kernels.gaussian_kl = gaussian_kl;
+  kernels.gaussian_kl_grad = gaussian_kl_grad;
+  kernels.reparameterize = reparameterize;
+  kernels.reparameterize_grad = reparameterize_grad;
+  kernels.log_mean_exp = log_mean_exp;
+  kernels.log_mean_exp_grad = log_mean_exp_grad;
 }
 
 } // namespace dgm_fast

@@ -4,7 +4,7 @@
 #include "dispatch.h"
 #include "rows.h"
 #include "sink.h"
-#include "table.h"
+#include "likelihood_table.h"
 
 #include <atomic>
 #include <vector>
@@ -259,13 +259,13 @@ void categorical_grad(const CategoricalGradArgs& args) {
 } // namespace
 } // namespace CPU_CAPABILITY
 
-void fill_likelihood(KernelTable& table) {
-  table.bernoulli = bernoulli;
-  table.bernoulli_grad = bernoulli_grad;
-  table.gaussian = gaussian;
-  table.gaussian_grad = gaussian_grad_rows;
-  table.categorical = categorical;
-  table.categorical_grad = categorical_grad;
+void fill(LikelihoodKernels& kernels) {
+  kernels.bernoulli = bernoulli;
+  kernels.bernoulli_grad = bernoulli_grad;
+  kernels.gaussian = gaussian;
+  kernels.gaussian_grad = gaussian_grad_rows;
+  kernels.categorical = categorical;
+  kernels.categorical_grad = categorical_grad;
 }
 
 } // namespace dgm_fast

@@ -12,7 +12,7 @@
 // logarithm.
 
 #include "dispatch.h"
-#include "table.h"
+#include "mixture_table.h"
 
 #include <atomic>
 #include <vector>
@@ -428,9 +428,9 @@ void logistic_mixture_grad(const LogisticMixtureGradArgs& args) {
 } // namespace
 } // namespace CPU_CAPABILITY
 
-void fill_logistic_mixture(KernelTable& table) {
-  table.logistic_mixture = logistic_mixture;
-  table.logistic_mixture_grad = logistic_mixture_grad;
+void fill_logistic(MixtureKernels& kernels) {
+  kernels.logistic_mixture = logistic_mixture;
+  kernels.logistic_mixture_grad = logistic_mixture_grad;
 }
 
 } // namespace dgm_fast

@@ -1,9 +1,9 @@
-// A kernel library as a Python module: it holds one capsule, the table of its instruction-set level.
+// A kernel library as a Python module: it holds the table of its instruction-set level and that table's size.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "table.h"
+#include "kernel_table.h"
 
 #define DGM_FAST_JOIN_(a, b) a##b
 #define DGM_FAST_JOIN(a, b) DGM_FAST_JOIN_(a, b)
@@ -28,22 +28,14 @@ PyModuleDef definition = {
 } // namespace
 
 PyMODINIT_FUNC DGM_FAST_JOIN(PyInit_, DGM_FAST_MODULE)() {
-  dgm_fast::fill_likelihood(table);
-  dgm_fast::fill_latent(table);
-  dgm_fast::fill_bounds(table);
-  dgm_fast::fill_logistic_mixture(table);
-  dgm_fast::fill_gaussian_mixture(table);
-  dgm_fast::fill_product(table);
-  dgm_fast::fill_nade(table);
-  dgm_fast::fill_nade_outputs(table);
-  dgm_fast::fill_nade_likelihood(table);
-  dgm_fast::fill_nade_sample(table);
+  std::apply([](auto&... family) { (fill(family), ...); }, table);
   PyObject* module = PyModule_Create(&definition);
   if (module == nullptr) {
     return nullptr;
   }
   PyObject* capsule = PyCapsule_New(&table, nullptr, nullptr);
-  if (capsule == nullptr || PyModule_AddObject(module, "table", capsule) < 0) {
+  if (capsule == nullptr || PyModule_AddObject(module, "table", capsule) < 0 ||
+      PyModule_AddIntConstant(module, "table_size", sizeof(table)) < 0) {
     Py_XDECREF(capsule);
     Py_DECREF(module);
     return nullptr;

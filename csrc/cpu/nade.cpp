@@ -8,7 +8,7 @@
 
 #include "nade_state.h"
 #include "rows.h"
-#include "table.h"
+#include "nade_table.h"
 
 #include <atomic>
 
@@ -734,9 +734,9 @@ void nade_grad(const NadeGradArgs& args) {
 } // namespace
 } // namespace CPU_CAPABILITY
 
-void fill_nade(KernelTable& table) {
-  table.nade = nade;
-  table.nade_grad = nade_grad;
+void fill_binary(NadeKernels& kernels) {
+  kernels.nade = nade;
+  kernels.nade_grad = nade_grad;
 }
 
 } // namespace dgm_fast

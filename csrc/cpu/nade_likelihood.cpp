@@ -4,7 +4,7 @@
 #include "nade_mixture.h"
 #include "nade_state.h"
 #include "rows.h"
-#include "table.h"
+#include "nade_table.h"
 
 namespace dgm_fast {
 inline namespace CPU_CAPABILITY {
@@ -164,11 +164,11 @@ void nade_mixture_grad(const NadeMixtureGradArgs& args) {
 } // namespace
 } // namespace CPU_CAPABILITY
 
-void fill_nade_likelihood(KernelTable& table) {
-  table.nade_categorical = nade_categorical;
-  table.nade_categorical_grad = nade_categorical_grad;
-  table.nade_mixture = nade_mixture;
-  table.nade_mixture_grad = nade_mixture_grad;
+void fill_likelihood(NadeKernels& kernels) {
+  kernels.nade_categorical = nade_categorical;
+  kernels.nade_categorical_grad = nade_categorical_grad;
+  kernels.nade_mixture = nade_mixture;
+  kernels.nade_mixture_grad = nade_mixture_grad;
 }
 
 } // namespace dgm_fast

@@ -3,7 +3,7 @@
 
 #include "nade_state.h"
 #include "rows.h"
-#include "table.h"
+#include "nade_table.h"
 
 namespace dgm_fast {
 inline namespace CPU_CAPABILITY {

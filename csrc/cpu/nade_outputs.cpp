@@ -451,9 +451,9 @@ void nade_outputs_grad(const NadeOutputsGradArgs& args) {
 } // namespace
 } // namespace CPU_CAPABILITY
 
-void fill_nade_outputs(KernelTable& table) {
-  table.nade_outputs = nade_outputs;
-  table.nade_outputs_grad = nade_outputs_grad;
+void fill_outputs(NadeKernels& kernels) {
+  kernels.nade_outputs = nade_outputs;
+  kernels.nade_outputs_grad = nade_outputs_grad;
 }
 
 } // namespace dgm_fast

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "nade_state.h"
-#include "table.h"
+#include "nade_table.h"
 
 namespace dgm_fast {
 inline namespace CPU_CAPABILITY {

@@ -115,8 +115,8 @@ void nade_sample(const NadeSampleArgs& args) {
 } // namespace
 } // namespace CPU_CAPABILITY
 
-void fill_nade_sample(KernelTable& table) {
-  table.nade_sample = nade_sample;
+void fill_sample(NadeKernels& kernels) {
+  kernels.nade_sample = nade_sample;
 }
 
 } // namespace dgm_fast

@@ -5,7 +5,7 @@
 // strides, since an entry of A enters as a broadcast load.
 
 #include "dispatch.h"
-#include "table.h"
+#include "product_table.h"
 
 namespace dgm_fast {
 inline namespace CPU_CAPABILITY {
@@ -179,16 +179,16 @@ void product(const ProductArgs& args) {
 } // namespace
 } // namespace CPU_CAPABILITY
 
-void fill_product(KernelTable& table) {
+void fill(ProductKernels& kernels) {
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
-  table.product_packed_size = product_packed_size;
-  table.product_pack = product_pack;
-  table.product = product;
+  kernels.product_packed_size = product_packed_size;
+  kernels.product_pack = product_pack;
+  kernels.product = product;
 #else
   // Emulated vectors do not reach the library's rate.
-  table.product_packed_size = nullptr;
-  table.product_pack = nullptr;
-  table.product = nullptr;
+  kernels.product_packed_size = nullptr;
+  kernels.product_pack = nullptr;
+  kernels.product = nullptr;
 #endif
 }
 

@@ -59,7 +59,7 @@ def use_isa(level: str) -> None:
             f"instruction-set level must be one of {runnable_isas()} on this machine, got {level!r}"
         )
     kernels = importlib.import_module(f"dgm_fast._kernels_{level}")
-    extension.use_kernels(kernels.table, level)
+    extension.use_kernels(kernels.table, kernels.table_size, level)
 
 
 def active_isa() -> str | None:

@@ -1,0 +1,24 @@
+// What a kernel library offers: one set of functions a family, filled by the family's files. Only what hands the
+// table over includes this file, so that a change to one family compiles that family again and no other.
+#pragma once
+
+#include <tuple>
+
+#include "bounds_table.h"
+#include "latent_table.h"
+#include "likelihood_table.h"
+#include "mixture_table.h"
+#include "nade_table.h"
+#include "product_table.h"
+
+namespace dgm_fast {
+
+using KernelTable = std::tuple<
+    BoundsKernels,
+    LatentKernels,
+    LikelihoodKernels,
+    MixtureKernels,
+    NadeKernels,
+    ProductKernels>;
+
+} // namespace dgm_fast
