@@ -4,9 +4,9 @@
 that it loads anywhere. ``dgm_fast._kernels_<level>`` hold the same kernel sources compiled for one level
 each; the package chooses one at import.
 
-Environment: ``DGM_FAST_NO_EXTENSION=1`` builds the pure-Python package. ``DGM_FAST_LEVELS=avx512`` (names with
-commas between) builds those levels only, for a quick turn while working on a kernel; such a package loads
-only on processors that have one of them.
+Environment: ``DGM_FAST_NO_EXTENSION=1`` builds the pure-Python package. ``DGM_FAST_LEVELS=avx512`` (names
+with commas between) builds those levels only, for a quick turn while working on a kernel; such a package
+loads only on processors that have one of them.
 """
 
 from __future__ import annotations
