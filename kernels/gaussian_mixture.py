@@ -1,7 +1,8 @@
 """Mixture of diagonal Gaussians: rows times components in registers, dimensions streamed.
 
-A first kernel lays the components out as the others read them, in a table [2 L + 2, K] with K padded by
-components of no weight: mean and inverse variance of each dimension, log-weight with all constants, weight.
+A first kernel lays the components out as the others read them, in a table [2 L + 3, K] with K padded by
+components of no weight: mean and inverse variance of each dimension, log-weight with all constants, weight
+and what its rounding leaves.
 Programs are single warps whose lanes hold components, so that no sum crosses warps.
 
 Differences z - mean are formed as such. Expanded, the quadratic would be a matrix product, but it cancels
@@ -82,10 +83,11 @@ def gaussian_mixture_components_kernel(
     else:
         o_w = tl.arange(0, BW).to(IDX)[None, :]
         every = o_w >= 0
-        b_highest = row_max(p_logits, o_w, every, components, s_logit, ACC, 1, BW)
-        b_total = row_sum(p_logits, o_w, every, components, s_logit, b_highest, ACC, 1, BW)
-        b_shifted = shifted(p_logits, o_k, mask_k, components, s_logit, b_highest, ACC)
-        b_log_weight = b_shifted.to(tl.float64) - tl.log(b_total.to(tl.float64))
+        # The gradient to the logits is a difference of nearly equal sums: of weights, of responsibilities.
+        b_highest = row_max(p_logits, o_w, every, components, s_logit, tl.float64, 1, BW)
+        b_total = row_sum(p_logits, o_w, every, components, s_logit, b_highest, tl.float64, 1, BW)
+        b_shifted = shifted(p_logits, o_k, mask_k, components, s_logit, b_highest, tl.float64)
+        b_log_weight = b_shifted - tl.log(b_total)
         b_log_weight = tl.where(b_total == 0.0, float("-inf"), b_log_weight)
         b_weight = tl.where(b_total == 0.0, 0.0, tl.exp(b_shifted) / b_total)
         b_weight = tl.where(b_highest == float("inf"), -1.0, b_weight)
@@ -93,6 +95,7 @@ def gaussian_mixture_components_kernel(
     p_row = p_table + tl.full([1, 1], size, IDX) * 2 * padded + o_k
     tl.store(p_row, b_constant)
     tl.store(p_row + padded, b_weight)
+    tl.store(p_row + 2 * padded, b_weight - b_weight.to(ACC).to(tl.float64))
 
 
 @triton.jit
@@ -236,6 +239,7 @@ def gaussian_mixture_log_prob_bwd_components_kernel(
     p_out,
     p_scale,
     p_sums,
+    p_weights,
     p_total,
     rows,
     inner,
@@ -250,29 +254,29 @@ def gaussian_mixture_log_prob_bwd_components_kernel(
     BR: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Sums over a chunk of rows, as [2 L + 1, K]: for each dimension those of w (z - mean) / var and of
-    w (z - mean)^2 / var, then of w = g r. p_total gets the sum of g.
+    """Sums over a chunk of rows, as [2 L, K]: for each dimension those of w (z - mean) / var and of
+    w (z - mean)^2 / var, with w = g r. p_weights [K] gets the sums of w, and p_total that of g.
     """
     ACC: tl.constexpr = p_scale.dtype.element_ty
     o_c = tl.program_id(1)
     o_k = (tl.program_id(0) * BK + tl.arange(0, BK)).to(IDX)[None, :]
     p_k = p_table + o_k
-    p_sum = p_sums + o_c.to(tl.int64) * (2 * size + 1) * padded + o_k
+    p_sum = p_sums + o_c.to(tl.int64) * 2 * size * padded + o_k
     first = o_c.to(IDX) * chunk
-    b_weight = tl.zeros([1, BK], ACC)
-    b_total = tl.zeros([BR], ACC)
+    b_weight = tl.zeros([1, BK], tl.float64)
+    b_total = tl.zeros([BR], tl.float64)
     for start in range(first, tl.minimum(first + chunk, rows), BR):
         o_r = (start + tl.arange(0, BR)).to(IDX)
         mask = o_r < rows
         b_scale = tl.load(p_scale + o_r, mask, other=0.0)
-        b_total += tl.load(p_scale + rows + o_r, mask, other=0.0)
+        b_total += tl.load(p_scale + rows + o_r, mask, other=0.0).to(tl.float64)
         used = b_scale != 0.0
         b_shift = tl.load(p_out + o_r, used, other=0.0)
         p_row = p_z + (o_r // inner).to(tl.int64) * s_z0 + (o_r % inner).to(tl.int64) * s_z1
         b_w = joint_log_probs(p_row, p_k, used, size, padded, s_zl, ACC, IDX, BR, BK)
         b_w = tl.exp(b_w - b_shift[:, None])
         b_w = tl.where(used[:, None], b_scale[:, None] * b_w, 0.0)
-        b_weight += tl.sum(b_w, 0)[None, :]
+        b_weight += tl.sum(b_w, 0)[None, :].to(tl.float64)
         if MOMENTS:
             # The sums stay in memory, where a cache holds them: registers would not.
             started = (o_k >= 0) & (start > first)
@@ -285,7 +289,7 @@ def gaussian_mixture_log_prob_bwd_components_kernel(
                 tl.store(p_l, b_first + tl.sum(b_term, 0)[None, :])
                 tl.store(p_l + padded, b_second + tl.sum(b_term * b_diff, 0)[None, :])
             tl.debug_barrier()
-    tl.store(p_sum + tl.full([1, 1], size, IDX) * 2 * padded, b_weight)
+    tl.store(p_weights + o_c.to(tl.int64) * padded + o_k, b_weight)
     tl.store(p_total + o_c, tl.sum(b_total), tl.program_id(0) == 0)
 
 
@@ -302,6 +306,7 @@ def chunk_sums(p, chunks, s_c, ACC: tl.constexpr, BC: tl.constexpr, BK: tl.const
 @triton.jit
 def gaussian_mixture_log_prob_bwd_finish_kernel(
     p_sums,
+    p_weights,
     p_total,
     p_table,
     p_v,
@@ -322,15 +327,14 @@ def gaussian_mixture_log_prob_bwd_finish_kernel(
     """dmean = sum w (z - mean) / var, dlog_var = (sum w (z - mean)^2 / var - sum w) / 2,
     dlogit = sum w - weight sum g; for one dimension o_l, and the logits with the first.
     """
-    ACC: tl.constexpr = p_total.dtype.element_ty
+    ACC: tl.constexpr = p_table.dtype.element_ty
     CAP: tl.constexpr = 700.0 if tl.float64 == ACC else 86.0
     o_k = (tl.program_id(0) * BK + tl.arange(0, BK)).to(IDX)[None, :]
     o_l = tl.program_id(1).to(IDX)
     mask = (o_k < components) & (o_l < size)
     p_l = p_sums + 2 * o_l * padded + o_k
-    o_weight = tl.full([1, 1], size, IDX) * 2 * padded + o_k
     o_out = o_k.to(tl.int64) * size + o_l
-    b_weight = chunk_sums(p_sums + o_weight, chunks, s_c, ACC, BC, BK)
+    b_weight = chunk_sums(p_weights + o_k, chunks, padded, tl.float64, BC, BK)
     if p_gm is not None:
         tl.store(p_gm + o_out, chunk_sums(p_l, chunks, s_c, ACC, BC, BK), mask)
     if p_gv is not None:
@@ -338,12 +342,13 @@ def gaussian_mixture_log_prob_bwd_finish_kernel(
         b_v = tl.load(p_v + o_k * s_vk + o_l * s_vl, mask, other=0.0).to(ACC)
         # A capped inverse variance does not depend on the log-variance.
         b_second = tl.where(-b_v > CAP, 0.0, b_second)
-        tl.store(p_gv + o_out, 0.5 * (b_second - b_weight), mask)
+        tl.store(p_gv + o_out, (0.5 * (b_second - b_weight)).to(ACC), mask)
     if p_gl is not None:
-        b_total = chunk_sums(p_total + tl.zeros([1, 1], tl.int32), chunks, 1, ACC, BC, 1)
-        b_share = tl.load(p_table + o_weight + padded)
+        b_total = chunk_sums(p_total + tl.zeros([1, 1], tl.int32), chunks, 1, tl.float64, BC, 1)
+        p_share = p_table + (tl.full([1, 1], size, IDX) * 2 + 1) * padded + o_k
+        b_share = tl.load(p_share).to(tl.float64) + tl.load(p_share + padded).to(tl.float64)
         b_gl = tl.where(b_share < 0.0, 0.0, b_weight - b_share * b_total)
-        tl.store(p_gl + o_k, b_gl, (o_k < components) & (o_l == 0))
+        tl.store(p_gl + o_k, b_gl.to(ACC), (o_k < components) & (o_l == 0))
 
 
 class _Mixture:
@@ -367,10 +372,13 @@ class _Mixture:
         self.block = min(128, triton.next_power_of_2(self.components))
         self.padded = self.block * triton.cdiv(self.components, self.block)
         self.index = index_type(
-            rows.total, self.size * rows.strides[1][2], (2 * self.size + 2) * self.padded
+            rows.total, self.size * rows.strides[1][2], (2 * self.size + 3) * self.padded
         )
-        self.table = z.new_empty((2 * self.size + 2, self.padded), dtype=self.dtype)
+        self.table = z.new_empty((2 * self.size + 3, self.padded), dtype=self.dtype)
         block = min(8, self.padded)
+        if logits is not None:
+            # The interpreter converts bfloat16 to and from float32 alone.
+            logits = logits.to(self.dtype)
         launch(
             gaussian_mixture_components_kernel,
             (self.padded // block,),
@@ -463,14 +471,16 @@ def _components_backward(
     room = max(_MAX_ENTRIES, rows.total * size) // max(1, size * padded)
     chunk = chunk_rows(rows.total, br, columns, room)
     chunks = triton.cdiv(rows.total, chunk)
-    sums = scale.new_empty((chunks, 2 * size + 1, padded))
-    total = scale.new_empty(chunks)
+    sums = scale.new_empty((chunks, 2 * size, padded))
+    weights = scale.new_empty((chunks, padded), dtype=torch.float64)
+    total = scale.new_empty(chunks, dtype=torch.float64)
     mixture.launch(
         gaussian_mixture_log_prob_bwd_components_kernel,
         (columns, chunks),
         log_prob,
         scale,
         sums,
+        weights,
         total,
         chunk=chunk,
         MOMENTS=gradients[0] is not None or gradients[1] is not None,
@@ -481,10 +491,12 @@ def _components_backward(
         gaussian_mixture_log_prob_bwd_finish_kernel,
         (columns, max(1, size)),
         sums,
+        weights,
         total,
         mixture.table,
         log_vars,
-        *gradients,
+        # Without dimensions these have no entry, and no sums.
+        *(g if g is None or g.numel() else None for g in gradients),
         mixture.components,
         size,
         padded,

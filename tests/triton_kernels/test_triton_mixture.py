@@ -192,7 +192,7 @@ def test_gaussian(uniform: bool, dtype: torch.dtype, blocks: None) -> None:
     check(GAUSSIAN, z, means, log_vars, None if uniform else logits)
 
 
-@pytest.mark.parametrize("components", [1, 5, 150])
+@pytest.mark.parametrize("components", [1, 2, 5, 150])
 @pytest.mark.parametrize("size", [1, 3, 35])
 def test_gaussian_sizes(size: int, components: int, grouped: None) -> None:
     """Sums over dimensions and components in one run or block, and in several."""
