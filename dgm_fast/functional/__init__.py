@@ -16,6 +16,7 @@ from dgm_fast.functional.linear_head import (
     linear_bernoulli_log_prob,
     linear_categorical_log_prob,
 )
+from dgm_fast.functional.masked import fvsbn_log_prob, masked_linear
 from dgm_fast.functional.mixture import (
     discretized_logistic_mixture_log_prob,
     gaussian_mixture_log_prob,
@@ -35,6 +36,7 @@ __all__ = [
     "categorical_log_prob",
     "discretized_logistic_mixture_log_prob",
     "elbo",
+    "fvsbn_log_prob",
     "gaussian_kl",
     "gaussian_log_prob",
     "gaussian_mixture_log_prob",
@@ -42,6 +44,7 @@ __all__ = [
     "linear_bernoulli_log_prob",
     "linear_categorical_log_prob",
     "log_mean_exp",
+    "masked_linear",
     "nade_categorical_log_prob",
     "nade_categorical_sample",
     "nade_log_prob",

@@ -143,6 +143,17 @@ def promoted(*tensors: Tensor | None) -> list[Any]:
     return [None if t is None else t.to(dtype) for t in tensors]
 
 
+def cast_as_linear(h: Tensor, weight: Tensor, bias: Tensor | None) -> list[Any]:
+    """The operands as F.linear sees them: autocast's dtype where it is on, else their common dtype."""
+    device = h.device.type
+    if not torch.is_autocast_enabled(device):
+        return promoted(h, weight, bias)
+    dtype = torch.get_autocast_dtype(device)
+    return promoted(
+        *(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (h, weight, bias))
+    )
+
+
 def values_visible() -> bool:
     """Whether Python may look at tensor values here: not while compiling, not under torch.func."""
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from dgm_fast import ops, reference
 from dgm_fast.functional._checks import (
+    cast_as_linear,
     check_data,
     check_data_shape,
     check_floating,
     check_same_device,
     class_index,
-    promoted,
     unit_interval,
 )
 from dgm_fast.functional._values import check_before_kernel, reference_with_checks
@@ -74,7 +74,7 @@ def linear_bernoulli_log_prob(
     _check_linear(h, weight, bias, -1)
     check_data_shape(x, (*h.shape[:-1], weight.shape[0]), 1, "the logits of h and weight")
     check_same_device("x", x, "h", h)
-    h, weight, bias = _cast(h, weight, bias)
+    h, weight, bias = cast_as_linear(h, weight, bias)
     if _keeps_logits(recompute, h, weight, bias, h.numel() // max(1, weight.shape[1])):
         return bernoulli_log_prob(torch_functional.linear(h, weight, bias), x)
     if ops.use_kernel(h):
@@ -167,7 +167,7 @@ def linear_categorical_log_prob(
             )
         shape = (*h.shape[:-1], weight.shape[0] // num_classes)
         check_data_shape(x, shape, 1, "the logits of h and weight")
-    h, weight, bias = _cast(h, weight, bias)
+    h, weight, bias = cast_as_linear(h, weight, bias)
     if _keeps_logits(recompute, h, weight, bias, h.numel() // max(1, weight.shape[1])):
         if packing == "pixel":
             logits = torch_functional.conv1d(h, weight.unsqueeze(-1), bias)
@@ -218,14 +218,3 @@ def _check_linear(h: Tensor, weight: Tensor, bias: Tensor | None, dim: int) -> N
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
-
-
-def _cast(h: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
-    """The operands as F.linear sees them: autocast's dtype where it is on, else their common dtype."""
-    device = h.device.type
-    if not torch.is_autocast_enabled(device):
-        return promoted(h, weight, bias)
-    dtype = torch.get_autocast_dtype(device)
-    return promoted(
-        *(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (h, weight, bias))
-    )

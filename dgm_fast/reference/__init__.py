@@ -21,6 +21,7 @@ from dgm_fast.reference.linear_head import (
     linear_bernoulli_log_prob,
     linear_categorical_log_prob,
 )
+from dgm_fast.reference.masked import degree_mask, fvsbn_log_prob, masked_linear
 from dgm_fast.reference.mixture import (
     discretized_logistic_mixture_log_prob,
     gaussian_mixture_log_prob,
@@ -37,8 +38,10 @@ from dgm_fast.reference.nade import (
 __all__ = [
     "bernoulli_log_prob",
     "categorical_log_prob",
+    "degree_mask",
     "discretized_logistic_mixture_log_prob",
     "elbo",
+    "fvsbn_log_prob",
     "gaussian_kl",
     "gaussian_log_prob",
     "gaussian_mixture_log_prob",
@@ -47,6 +50,7 @@ __all__ = [
     "linear_bernoulli_log_prob",
     "linear_categorical_log_prob",
     "log_mean_exp",
+    "masked_linear",
     "nade_categorical_log_prob",
     "nade_categorical_sample",
     "nade_log_prob",
