@@ -1,5 +1,20 @@
-"""The public stateless API. Functions return one number per sample, in nats."""
+"""The public stateless API. Functions return one number per sample, in nats; losses a scalar."""
 
+from dgm_fast.functional.adversarial import (
+    discriminator_loss,
+    f_divergence,
+    f_divergence_generator_loss,
+    f_divergence_loss,
+    generator_loss,
+)
+from dgm_fast.functional.critic_loss import critic_loss
+from dgm_fast.functional.gradient_penalty import (
+    approximate_r1_penalty,
+    dragan_penalty,
+    gradient_penalty,
+    r1_penalty,
+    r2_penalty,
+)
 from dgm_fast.functional.latent import (
     elbo,
     gaussian_kl,
@@ -32,14 +47,23 @@ from dgm_fast.functional.nade import (
 )
 
 __all__ = [
+    "approximate_r1_penalty",
     "bernoulli_log_prob",
     "categorical_log_prob",
+    "critic_loss",
     "discretized_logistic_mixture_log_prob",
+    "discriminator_loss",
+    "dragan_penalty",
     "elbo",
+    "f_divergence",
+    "f_divergence_generator_loss",
+    "f_divergence_loss",
     "fvsbn_log_prob",
     "gaussian_kl",
     "gaussian_log_prob",
     "gaussian_mixture_log_prob",
+    "generator_loss",
+    "gradient_penalty",
     "iwae_bound",
     "linear_bernoulli_log_prob",
     "linear_categorical_log_prob",
@@ -49,6 +73,8 @@ __all__ = [
     "nade_categorical_sample",
     "nade_log_prob",
     "nade_sample",
+    "r1_penalty",
+    "r2_penalty",
     "reparameterize",
     "rnade_log_prob",
     "rnade_sample",

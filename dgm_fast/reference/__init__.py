@@ -4,6 +4,17 @@ Each function states the textbook formula and nothing else: no argument checks, 
 reduced precision are promoted to float32 first, as the kernels do.
 """
 
+from dgm_fast.reference.adversarial import (
+    adversarial_loss,
+    bias_leaky_relu,
+    discriminator_loss,
+    f_divergence_generator_loss,
+    f_divergence_loss,
+    generator_loss,
+    interpolate,
+    leaky_relu,
+    norm_penalty,
+)
 from dgm_fast.reference.latent import (
     elbo,
     gaussian_kl,
@@ -36,17 +47,25 @@ from dgm_fast.reference.nade import (
 )
 
 __all__ = [
+    "adversarial_loss",
     "bernoulli_log_prob",
+    "bias_leaky_relu",
     "categorical_log_prob",
     "degree_mask",
     "discretized_logistic_mixture_log_prob",
+    "discriminator_loss",
     "elbo",
+    "f_divergence_generator_loss",
+    "f_divergence_loss",
     "fvsbn_log_prob",
     "gaussian_kl",
     "gaussian_log_prob",
     "gaussian_mixture_log_prob",
+    "generator_loss",
+    "interpolate",
     "iwae_bound",
     "iwae_log_weights",
+    "leaky_relu",
     "linear_bernoulli_log_prob",
     "linear_categorical_log_prob",
     "log_mean_exp",
@@ -55,6 +74,7 @@ __all__ = [
     "nade_categorical_sample",
     "nade_log_prob",
     "nade_sample",
+    "norm_penalty",
     "reparameterize",
     "rnade_log_prob",
     "rnade_sample",
