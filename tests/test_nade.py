@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from helpers import cases_nade
 from helpers.cases_nade import binary_inputs, categorical_inputs, mixture_inputs
+from helpers.distributions import chi_square, every_vector
 from helpers.op_checks import DTYPES, OpCase, check_reference, values_and_gradients
 from torch import Tensor
 
@@ -32,10 +32,6 @@ def mixture_parameters(
     size: int, hidden: int, mixtures: int, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, ...]:
     return mixture_inputs((1,), size, hidden, mixtures)(dtype)[1:]
-
-
-def every_vector(size: int, classes: int) -> Tensor:
-    return torch.tensor(list(itertools.product(range(classes), repeat=size)))
 
 
 def strong(parameters: list[Tensor]) -> list[Tensor]:
@@ -135,16 +131,6 @@ def test_a_sample_does_not_depend_on_the_others_of_its_batch() -> None:
     together = F.nade_sample(*parameters, 37, noise=noise)
     alone = [F.nade_sample(*parameters, 1, noise=row[None]) for row in noise]
     assert torch.equal(together, torch.cat(alone))
-
-
-def chi_square(index: Tensor, log_prob: Tensor) -> float:
-    """Of drawn cells, in standard deviations above its mean."""
-    expected = log_prob.exp() * len(index)
-    assert expected.min() > 5
-    counts = torch.bincount(index, minlength=len(log_prob)).double()
-    statistic = ((counts - expected).square() / expected).sum().item()
-    freedom = len(log_prob) - 1
-    return (statistic - freedom) / math.sqrt(2 * freedom)
 
 
 def test_binary_samples_have_the_probabilities_of_the_density() -> None:

@@ -67,3 +67,34 @@ def check_noise(noise: Any, shape: tuple[int, ...], like: Tensor, name: str = "n
     if noise.device != like.device:
         raise ValueError(f"{name} is on {noise.device}, but the model is on {like.device}")
     return noise
+
+
+def check_condition(
+    conditioned_on: Any, shape: tuple[int, int], like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``conditioned_on`` as (values, given) of the given shape [n, D] each.
+
+    ``given`` is boolean; values are zero where it is False (they may be anything there, NaN too) and
+    keep their dtype.
+    """
+    if not isinstance(conditioned_on, tuple | list) or len(conditioned_on) != 2:
+        raise TypeError("conditioned_on must be a pair (values, given)")
+    values, given = conditioned_on
+    for name, part in (("values", values), ("given", given)):
+        if not isinstance(part, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(part).__name__}")
+        if part.shape not in (shape[1:], shape):
+            raise ValueError(
+                f"{name} must have shape {shape[1:]} or {shape}, got {tuple(part.shape)}"
+            )
+        if part.device != like.device:
+            raise ValueError(f"{name} is on {part.device}, but the model is on {like.device}")
+    if given.dtype != torch.bool:
+        raise TypeError(f"given must be bool, got {given.dtype}")
+    given = given.expand(shape)
+    return values.detach().expand(shape).masked_fill(~given, 0), given
+
+
+def check_finite(values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError("values must be finite where given")

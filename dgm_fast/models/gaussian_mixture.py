@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from dgm_fast import functional
 from dgm_fast.models import _em
 from dgm_fast.models._em import EMResult, MixtureState
-from dgm_fast.models._inputs import check_choice, check_count, check_noise, flatten_data
+from dgm_fast.models._inputs import (
+    check_choice,
+    check_condition,
+    check_count,
+    check_finite,
+    check_noise,
+    flatten_data,
+)
 from dgm_fast.models._mixture import compute_dtype, draw_component, in_chunks
 
 COVARIANCES = ("diagonal", "full")
@@ -160,7 +167,9 @@ class GaussianMixture(nn.Module):
         if conditioned_on is None:
             component = draw_component(self._log_weights(), uniforms)
             return self._draw(component, eps).to(like.dtype)
-        values, given = self._condition(conditioned_on, n)
+        values, given = check_condition(conditioned_on, (n, self.num_dims), like)
+        check_finite(values)
+        values = values.to(like.dtype)
         out = torch.empty_like(eps)
         # Rows with the same entries given share their matrices.
         patterns, pattern = torch.unique(given, dim=0, return_inverse=True)
@@ -317,31 +326,6 @@ class GaussianMixture(nn.Module):
             return
         diagonal = state.spread.diagonal(dim1=1, dim2=2)
         self.factors.copy_(state.spread.tril(-1) + torch.diag_embed(diagonal.log()))
-
-    def _condition(self, conditioned_on: Any, n: int) -> tuple[Tensor, Tensor]:
-        """(values in the model's dtype, zero where missing; given), [n, D] each."""
-        if not isinstance(conditioned_on, tuple | list) or len(conditioned_on) != 2:
-            raise TypeError("conditioned_on must be a pair (values, given)")
-        values, given = conditioned_on
-        shapes = ((self.num_dims,), (n, self.num_dims))
-        for name, part in (("values", values), ("given", given)):
-            if not isinstance(part, Tensor):
-                raise TypeError(f"{name} must be a torch.Tensor, got {type(part).__name__}")
-            if part.shape not in shapes:
-                raise ValueError(
-                    f"{name} must have shape {shapes[0]} or {shapes[1]}, got {tuple(part.shape)}"
-                )
-            if part.device != self.means.device:
-                raise ValueError(
-                    f"{name} is on {part.device}, but the model is on {self.means.device}"
-                )
-        if given.dtype != torch.bool:
-            raise TypeError(f"given must be bool, got {given.dtype}")
-        given = given.expand(shapes[1])
-        values = torch.where(given, values.to(self.means.dtype), 0.0)
-        if not bool(torch.isfinite(values).all()):
-            raise ValueError("values must be finite where given")
-        return values, given
 
     def _draw(self, component: Tensor, eps: Tensor) -> Tensor:
         """mean + L eps of each row's component, [n, D] in the dtype of eps."""

@@ -1,0 +1,82 @@
+"""Fully visible sigmoid belief network."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor, nn
+
+from dgm_fast import functional
+from dgm_fast.functional._checks import unit_interval
+from dgm_fast.functional.likelihood import UNIT_INTERVAL
+from dgm_fast.models._autoregressive import AutoregressiveModel, Condition, check_values
+from dgm_fast.models._inputs import check_count
+from dgm_fast.models._mixture import compute_dtype
+from dgm_fast.models._observation import BernoulliObservation
+
+
+class FVSBN(AutoregressiveModel):
+    r"""Fully visible sigmoid belief network for binary data: a logistic regression a dimension.
+
+    .. math:: p(x_d = 1 \mid x_1 \dots x_{d-1}) = \sigma\Big(b_d + \sum_{k < d} W_{d,k}\, x_k\Big)
+
+    Data x is bool, integer or floating point in [0, 1], [B, D] or [B, *image_shape]. (A value between 0
+    and 1 enters the logits as it is and gives the cross-entropy.)
+
+    Args:
+        num_dims: D.
+
+    The parameters are ``weight`` [D, D], of which only the part below the diagonal is used, and ``bias``
+    [D]. They start at zero (the negative log-likelihood is convex in them), or from the data's marginals by
+    :meth:`init_output_bias`.
+
+    Source: Frey, Hinton and Dayan, "Does the wake-sleep algorithm produce good density estimators?" (1996).
+    """
+
+    def __init__(self, num_dims: int) -> None:
+        super().__init__()
+        check_count("num_dims", num_dims)
+        self.num_dims = num_dims
+        self.weight = nn.Parameter(torch.zeros(num_dims, num_dims))
+        self.bias = nn.Parameter(torch.zeros(num_dims))
+
+    def conditionals(self, x: Tensor, *, context: Tensor | None = None) -> Tensor:
+        """Logits of all conditionals, [B, D]."""
+        x = self._data(x)
+        self._context(context, len(x))
+        return torch_functional.linear(x.to(self.weight.dtype), self.weight.tril(-1), self.bias)
+
+    @torch.no_grad()
+    def init_output_bias(self, data_mean: Tensor) -> None:
+        """Set the bias to the logits of the data's means [D], kept 1e-3 away from 0 and 1."""
+        self.bias.copy_(BernoulliObservation(self.num_dims).output_bias(data_mean))
+
+    def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return functional.bernoulli_log_prob(self.conditionals(x), x.to(self.weight.dtype))
+
+    def _sample(
+        self,
+        n: int,
+        condition: Condition | None,
+        context: Tensor | None,
+        noise: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        noise = self._uniforms((n, self.num_dims), noise, generator)
+        dtype = compute_dtype(self.weight)
+        values = given = None
+        if condition is not None:
+            values, given = condition
+            check_values(values, unit_interval(values), UNIT_INTERVAL)
+            values = values.to(dtype)
+        columns = self.weight.to(dtype).tril(-1).t().contiguous()
+        # One row of weights for each drawn entry: the operations of a single forward pass.
+        logits = self.bias.to(dtype).repeat(n, 1)
+        x = torch.empty_like(logits)
+        for d in range(self.num_dims):
+            drawn = (noise[:, d] < torch.sigmoid(logits[:, d])).to(dtype)
+            if values is not None and given is not None:
+                drawn = torch.where(given[:, d], values[:, d], drawn)
+            x[:, d] = drawn
+            logits.addr_(drawn, columns[d])
+        return x.to(self.weight.dtype)
