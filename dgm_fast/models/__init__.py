@@ -5,14 +5,17 @@ from dgm_fast.models.beta_vae import BetaVAE
 from dgm_fast.models.fvsbn import FVSBN
 from dgm_fast.models.gaussian_mixture import GaussianMixture
 from dgm_fast.models.gmvae import GMVAE
+from dgm_fast.models.gpt import GPT
 from dgm_fast.models.iwae import IWAE
 from dgm_fast.models.nade import NADE, CategoricalNADE
+from dgm_fast.models.recurrent import LSTMModel, RNNModel
 from dgm_fast.models.rnade import RNADE
 from dgm_fast.models.vae import VAE
 
 __all__ = [
     "FVSBN",
     "GMVAE",
+    "GPT",
     "IWAE",
     "NADE",
     "RNADE",
@@ -21,4 +24,6 @@ __all__ = [
     "CategoricalNADE",
     "EMResult",
     "GaussianMixture",
+    "LSTMModel",
+    "RNNModel",
 ]
