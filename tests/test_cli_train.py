@@ -322,7 +322,7 @@ def test_corrupt_config(data, tmp_path):
         (["iwae", "--estimator", "reinforce"], 2, "--estimator"),
         (["iwae", "--hidden-sizes", "20,x"], 2, "is not a list of positive whole numbers"),
         (["iwae", "--hidden-sizes", "0"], 2, "is not a list of positive whole numbers"),
-        (["nade"], 2, "'nade' is not one of"),
+        (["flow"], 2, "'flow' is not one of"),
         (["iwae", "--resume", "--overwrite"], 2, "exclude each other"),
         (["iwae", "--resume-from", "best"], 2, "--resume-from goes with --resume"),
         (["iwae", "--lr", "0"], 1, "lr must be positive"),

@@ -34,6 +34,7 @@ class Dataset:
         image_shape: (height, width) when the rows are images in raster order, else None.
         dynamic: train rows hold probabilities, and each :meth:`batch` of them is a new binary draw.
         description: one line on how the source was read.
+        vocabulary: the character of each class, where rows are text; None otherwise.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Dataset:
     image_shape: tuple[int, int] | None = None
     dynamic: bool = False
     description: str = ""
+    vocabulary: str | None = None
 
     def __post_init__(self) -> None:
         for split, rows in self.splits().items():

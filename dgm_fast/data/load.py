@@ -8,6 +8,7 @@ from dgm_fast.data.dataset import BINARIZE_MODES, LIKELIHOODS, DataError, Datase
 from dgm_fast.data.digits import load_digits
 from dgm_fast.data.mnist import load_mnist
 from dgm_fast.data.npz import load_npz
+from dgm_fast.data.text import load_text
 
 _DEFAULT_ROOT = Path("~/.cache/dgm_fast")
 
@@ -22,17 +23,19 @@ def load_dataset(
     num_classes: int | None = None,
     layout: str = "auto",
     root: str | Path | None = None,
+    context_length: int | None = None,
 ) -> Dataset:
-    """Load "digits", "mnist" or the ``.npz`` file at a path.
+    """Load "digits", "mnist", or the ``.npz`` or ``.txt`` file at a path.
 
     Args:
-        source: "digits", "mnist", or a path that ends in ``.npz``.
+        source: "digits", "mnist", or a path that ends in ``.npz`` or ``.txt``.
         likelihood: None chooses what fits the data; see the loaders.
         binarize: None (the loader's default), "none", "threshold", "static" or "dynamic".
         threshold: the level from which a pixel is 1, for "threshold".
         num_dims, num_classes, layout: how to read an ``.npz`` file; see
             :func:`dgm_fast.data.load_npz`.
         root: directory of the MNIST files, ``~/.cache/dgm_fast`` by default.
+        context_length: characters a row of a text file; see :func:`dgm_fast.data.load_text`.
 
     Raises:
         DataError: if the name is unknown, an option does not belong to the source, or the data
@@ -48,6 +51,20 @@ def load_dataset(
             binarize = "threshold"
         elif binarize != "threshold":
             raise DataError(f"threshold belongs to binarize 'threshold', got {binarize!r}")
+    text = source.endswith(".txt")
+    if context_length is not None and not text:
+        raise DataError(f"context_length describes a text file and does not apply to {source}")
+    if text:
+        for name, value in (
+            ("binarize", binarize),
+            ("num_dims", num_dims),
+            ("num_classes", num_classes),
+        ):
+            if value is not None:
+                raise DataError(f"{name} does not apply to the text file {source}")
+        if layout != "auto":
+            raise DataError(f"layout describes an .npz file and does not apply to {source}")
+        return load_text(source, context_length=context_length, likelihood=likelihood)
     if source in ("digits", "mnist"):
         for name, value in (("num_dims", num_dims), ("num_classes", num_classes)):
             if value is not None:
@@ -69,4 +86,6 @@ def load_dataset(
             num_classes=num_classes,
             layout=layout,
         )
-    raise DataError(f"unknown data set {source!r}: use digits, mnist or a path ending in .npz")
+    raise DataError(
+        f"unknown data set {source!r}: use digits, mnist or a path ending in .npz or .txt"
+    )

@@ -1,6 +1,11 @@
 """Training runs: a generic trainer with exact resume, and the model kinds it knows by name."""
 
-from dgm_fast.train import latent_kinds, mixture_kinds  # noqa: F401  (they register themselves)
+from dgm_fast.train import (  # noqa: F401  (they register themselves)
+    autoregressive_kinds,
+    latent_kinds,
+    mixture_kinds,
+    sequence_kinds,
+)
 from dgm_fast.train.batches import BatchOrder
 from dgm_fast.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from dgm_fast.train.config import ConfigError, TrainConfig

@@ -14,13 +14,16 @@ from dgm_fast.data.extras import MissingExtraError, require
 from dgm_fast.data.npz import LAYOUTS
 from dgm_fast.functional.latent import ESTIMATORS
 from dgm_fast.models.gaussian_mixture import COVARIANCES
+from dgm_fast.models.rnade import MIXTURES
 from dgm_fast.ops import BACKENDS, get_backend
 from dgm_fast.train import session as sessions
 from dgm_fast.train.checkpoint import CheckpointError
 from dgm_fast.train.config import SCHEDULES, ConfigError, TrainConfig
+from dgm_fast.train.files import write_json
 from dgm_fast.train.interrupt import StopSignals, TrainingInterrupted
 from dgm_fast.train.mixture_kinds import FITS
 from dgm_fast.train.progress import RichProgress, make_console
+from dgm_fast.train.reference_run import compare_with_reference
 from dgm_fast.train.registry import get_kind, kind_names
 from dgm_fast.train.run_directory import RunDirectory, RunDirectoryError
 from dgm_fast.train.trainer import TrainingDiverged
@@ -37,6 +40,7 @@ _DATA_OPTIONS = {
     "num_classes": "num_classes",
     "layout": "layout",
     "data_root": "root",
+    "context_length": "context_length",
 }
 _MODEL_OPTIONS = (
     "latent_dim",
@@ -50,14 +54,22 @@ _MODEL_OPTIONS = (
     "learn_weights",
     "covariance",
     "fit",
+    "hidden_size",
+    "num_mixtures",
+    "mixture",
+    "width",
+    "num_layers",
+    "num_heads",
+    "dropout",
 )
 # What a fit by EM, on all training rows at once, has no use for.
-_GRADIENT_OPTIONS = ("batch_size", "lr", "schedule", "compile")
+_GRADIENT_OPTIONS = ("batch_size", "lr", "schedule", "clip_norm", "compile")
 _RUN_OPTIONS = (
     "epochs",
     "batch_size",
     "lr",
     "schedule",
+    "clip_norm",
     "patience",
     "seed",
     "device",
@@ -96,7 +108,9 @@ class _Sizes(click.ParamType):
 
 @click.command()
 @click.argument("kind", type=click.Choice(kind_names()))
-@click.option("--data", default="digits", show_default=True, help="digits, mnist, or PATH.npz.")
+@click.option(
+    "--data", default="digits", show_default=True, help="digits, mnist, PATH.npz or PATH.txt."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory. [out/KIND-DATA]")
 @click.option("--resume", is_flag=True, help="Continue the run in --out, with its configuration.")
 @click.option(
@@ -111,6 +125,7 @@ class _Sizes(click.ParamType):
 @click.option("--batch-size", type=click.IntRange(1), default=100, show_default=True)
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Adam's learning rate.")
 @click.option("--schedule", type=click.Choice(SCHEDULES), default="constant", show_default=True)
+@click.option("--clip-norm", type=float, help="Scale gradients of a larger norm down to it. [no]")
 @click.option(
     "--patience",
     type=click.IntRange(0),
@@ -150,6 +165,15 @@ class _Sizes(click.ParamType):
     type=click.Choice(FITS),
     help="gmm: expectation-maximisation, an iteration an epoch, or gradient steps. [em]",
 )
+@click.option(
+    "--hidden-size", type=click.IntRange(1), help="nade, rnade, rnn, lstm. [500; 100; 256; 256]"
+)
+@click.option("--num-mixtures", type=click.IntRange(1), help="rnade: components a dimension. [10]")
+@click.option("--mixture", type=click.Choice(MIXTURES), help="rnade. [gaussian]")
+@click.option("--width", type=click.IntRange(1), help="gpt: of the embeddings. [128]")
+@click.option("--num-layers", type=click.IntRange(1), help="rnn, lstm, gpt. [1; 1; 4]")
+@click.option("--num-heads", type=click.IntRange(1), help="gpt: attention heads. [4]")
+@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="rnn, lstm, gpt. [0]")
 @click.option("--likelihood", type=click.Choice(LIKELIHOODS), help="Default: what fits the data.")
 @click.option(
     "--binarize",
@@ -168,6 +192,7 @@ class _Sizes(click.ParamType):
     show_default=True,
     help=".npz: rows packed by numpy.packbits, or plain.",
 )
+@click.option("--context-length", type=click.IntRange(1), help=".txt: characters a window. [128]")
 @click.option("--data-root", help="mnist: directory of its files. [~/.cache/dgm_fast]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
@@ -181,16 +206,23 @@ class _Sizes(click.ParamType):
     show_default=True,
     help="Importance samples for the test NLL.",
 )
+@click.option(
+    "--compare-reference",
+    is_flag=True,
+    help="Train again with the plain formulas and compare the loss curves.",
+)
 @click.pass_context
 def train(ctx: click.Context, kind: str, out: Path | None, **options: Any) -> None:
     """Train a model, keep its best epoch, and report its test NLL.
 
     gmm takes grey levels and bits dequantised by uniform noise, so that its NLL is that of the levels,
-    in the units of the other models; of real values (--likelihood gaussian) it is the density's.
+    in the units of the other models; of real values (--likelihood gaussian) it is the density's. So does
+    rnade. fvsbn and nade take bits; nade-categorical levels; rnn, lstm and gpt levels, bits or the
+    characters of a text file.
 
     The run directory holds config.json, metrics.jsonl, last.pt, best.pt, results.json and, for
-    images, samples.png and reconstructions.png. Ctrl-C saves; --resume goes on with the same losses
-    as if nothing had happened.
+    images, samples.png and reconstructions.png, for text samples.txt. Ctrl-C saves; --resume goes on
+    with the same losses as if nothing had happened.
     """
     if options["resume"] and options["overwrite"]:
         raise click.UsageError("--resume and --overwrite exclude each other")
@@ -292,7 +324,7 @@ def _requested(kind: str, options: dict[str, Any]) -> TrainConfig:
     if "hidden_sizes" in model:
         model["hidden_sizes"] = list(model["hidden_sizes"])
     data = {key: options[name] for name, key in _DATA_OPTIONS.items()}
-    if data["source"].endswith(".npz"):
+    if data["source"].endswith((".npz", ".txt")):
         data["source"] = str(Path(data["source"]).expanduser().absolute())
     run = {name: options[name] for name in _RUN_OPTIONS}
     run["patience"] = run["patience"] or None
@@ -307,9 +339,10 @@ def _requested(kind: str, options: dict[str, Any]) -> TrainConfig:
 def _run(
     config: TrainConfig, out: Path, options: dict[str, Any], console: Any, signals: StopSignals
 ) -> None:
-    progress = RichProgress(config.kind, console=console)
+    shown: dict[str, Any] = {"figure": "NLL"} if get_kind(config.kind).exact else {}
     if config.kind == "beta-vae":
-        progress = RichProgress(config.kind, console=console, monitor="valid_loss", figure="loss")
+        shown = {"monitor": "valid_loss", "figure": "loss"}
+    progress = RichProgress(config.kind, console=console, **shown)
     session = sessions.build(config, progress=progress, signals=signals)
     if options["resume"]:
         run = RunDirectory.open(out)
@@ -340,7 +373,12 @@ def _run(
         )
     with signals.deferred():
         files = sessions.write_outputs(session, run, results)
-    _report(console, results, out, files)
+    _report(console, results, out, files, session)
+    if options["compare_reference"]:
+        progress = RichProgress("reference", console=console, **shown)
+        comparison = compare_with_reference(session, progress=progress, signals=signals)
+        write_json(run.comparison_path, comparison)
+        _report_comparison(console, comparison, config.backend)
 
 
 def _describe(console: Any, session: sessions.Session) -> None:
@@ -357,12 +395,15 @@ def _describe(console: Any, session: sessions.Session) -> None:
     )
 
 
-def _report(console: Any, results: dict[str, Any], out: Path, files: list[str]) -> None:
+def _report(
+    console: Any, results: dict[str, Any], out: Path, files: list[str], session: sessions.Session
+) -> None:
     rich_table = require("rich.table", "dgm-fast train")
     table = rich_table.Table(title=f"test split, {results['rows']} rows")
     table.add_column("")
     table.add_column("nats", justify="right")
-    table.add_column("bits/dim", justify="right")
+    text = session.dataset.vocabulary is not None
+    table.add_column("bits/character" if text else "bits/dim", justify="right")
     error = results.get("nll_standard_error_nats")
     spread = f" ± {error:.2f}" if error is not None else ""
     sampled = "negative_elbo_nats" in results
@@ -380,3 +421,23 @@ def _report(console: Any, results: dict[str, Any], out: Path, files: list[str]) 
         )
     console.print(table)
     console.print(f"{out}: {', '.join(files)}", markup=False, highlight=False, soft_wrap=True)
+    if "samples.txt" in files:
+        lines = (out / "samples.txt").read_text(encoding="utf-8").split("--- sample 2")[0]
+        console.print(lines.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
+
+
+def _report_comparison(console: Any, comparison: dict[str, Any], backend: str) -> None:
+    seconds = comparison["seconds_per_epoch"]
+    console.print(
+        f"the same {comparison['epochs']} epochs with backend reference: {seconds['reference']:.3g} s an "
+        f"epoch against {seconds['run']:.3g} s with backend {backend}; largest relative difference",
+        *(
+            f"  of {name}: {values['early']:.1e} in the first {comparison['early_epochs']}, "
+            f"{values['all']:.1e} in all"
+            for name, values in comparison["largest_relative_difference"].items()
+        ),
+        sep="\n",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -35,6 +35,7 @@ class TrainConfig:
     compile: bool = False
     threads: int | None = None
     eval_samples: int = 1000
+    clip_norm: float | None = None
 
     # Changing these on resume keeps the run the same run (device, backend, compile and threads may
     # change rounding; epochs with a cosine schedule is refused elsewhere).
@@ -50,6 +51,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if not 0 < self.lr < float("inf"):
             raise ConfigError(f"lr must be positive and finite, got {self.lr}")
+        if self.clip_norm is not None and not 0 < self.clip_norm < float("inf"):
+            raise ConfigError(f"clip_norm must be positive and finite, got {self.clip_norm}")
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"schedule must be one of {SCHEDULES}, got {self.schedule!r}")
 

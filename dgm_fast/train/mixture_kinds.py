@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgm_fast import functional
 from dgm_fast.data import DataError, Dataset
 from dgm_fast.models import GaussianMixture
-from dgm_fast.train.dequantize import Dequantized
-from dgm_fast.train.registry import Figures, ModelKind, register
+from dgm_fast.train.dequantize import (
+    Dequantized,
+    bound_figures,
+    density_levels,
+    sampled_figures,
+)
+from dgm_fast.train.registry import ModelKind, register
 
 FITS = ("em", "gradient")
 
@@ -57,36 +61,8 @@ def min_variance(model: GaussianMixture | Dequantized) -> float:
     return _MIN_VARIANCE
 
 
-def num_levels(dataset: Dataset) -> int | None:
-    """Levels of discrete data, None for real values.
-
-    Raises:
-        DataError: if a Gaussian mixture has no meaningful likelihood on the data.
-    """
-    if dataset.likelihood == "categorical":
-        return dataset.num_classes
-    if dataset.likelihood == "bernoulli":
-        for split, rows in dataset.splits().items():
-            drawn = dataset.dynamic and split == "train"
-            if rows.is_floating_point() and not drawn and bool((rows != rows.round()).any()):
-                raise DataError(
-                    f"{dataset.name}: {split} holds probabilities; gmm needs binary rows, grey levels "
-                    "(--likelihood categorical) or real values (--likelihood gaussian)"
-                )
-        return 2
-    constant = (dataset.train == dataset.train[0]).all(0)
-    if bool(constant.any()):
-        raise DataError(
-            f"{dataset.name}: {int(constant.sum())} of {dataset.num_dims} dimensions have one value in "
-            "all training rows: as real values their density has no bound. Grey levels are "
-            "dequantised if they stay levels (without --likelihood gaussian); otherwise leave these "
-            "columns out"
-        )
-    return None
-
-
 def _build(dataset: Dataset, options: Mapping[str, Any]) -> nn.Module:
-    levels = num_levels(dataset)
+    levels = density_levels(dataset, "gmm")
     count = options["num_components"]
     if count > len(dataset.train):
         raise DataError(
@@ -105,29 +81,14 @@ def _build(dataset: Dataset, options: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def _validate(model: GaussianMixture | Dequantized, x: Tensor) -> Figures:
-    bound = model.elbo(x) if isinstance(model, Dequantized) else model.log_prob(x)
-    return {"nll": -bound}
-
-
-def _test(model: GaussianMixture | Dequantized, x: Tensor, num_samples: int) -> Figures:
-    if isinstance(model, GaussianMixture):
-        return {"nll": -model.log_prob(x)}
-    log_weights = model.log_weights(x, num_samples)
-    return {
-        "nll": -functional.log_mean_exp(log_weights, 1),
-        "negative_elbo": -log_weights.mean(1),
-    }
-
-
 register(
     ModelKind(
         "gmm",
         "mixture of Gaussians, fitted by EM or by gradients",
         {"num_components": 20, "covariance": "diagonal", "fit": "em"},
         _build,
-        _validate,
-        _test,
+        bound_figures,
+        sampled_figures,
         lambda model, options: EMStep(model) if options["fit"] == "em" else None,
     )
 )

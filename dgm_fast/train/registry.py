@@ -29,6 +29,7 @@ class ModelKind:
             samples estimate it, also with ``negative_elbo``.
         full_batch_step: (model, options) -> a step that takes all training rows at once, one an
             epoch, in place of gradient descent; None where the options ask for that one.
+        exact: the loss is the NLL and no bound of it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ModelKind:
     validate: Callable[[Any, Tensor], Figures]
     test: Callable[[Any, Tensor, int], Figures]
     full_batch_step: Callable[[Any, Mapping[str, Any]], TrainStep | None] = lambda *_: None
+    exact: bool = False
 
 
 _KINDS: dict[str, ModelKind] = {}

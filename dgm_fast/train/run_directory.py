@@ -18,7 +18,7 @@ class RunDirectoryError(RuntimeError):
 
 
 class RunDirectory:
-    """``config.json``, ``metrics.jsonl``, ``last.pt``, ``best.pt``, ``results.json`` and images.
+    """``config.json``, ``metrics.jsonl``, ``last.pt``, ``best.pt``, ``results.json`` and samples.
 
     ``last.pt`` is where training goes on, ``best.pt`` the state at the best epoch. Each file is
     replaced in one rename. Make one with :meth:`create` or :meth:`open`.
@@ -32,6 +32,8 @@ class RunDirectory:
         "results.json",
         "samples.png",
         "reconstructions.png",
+        "samples.txt",
+        "comparison.json",
     )
 
     def __init__(self, path: Path) -> None:
@@ -43,6 +45,8 @@ class RunDirectory:
         self.results_path = path / "results.json"
         self.samples_path = path / "samples.png"
         self.reconstructions_path = path / "reconstructions.png"
+        self.texts_path = path / "samples.txt"
+        self.comparison_path = path / "comparison.json"
 
     @classmethod
     def create(cls, path: Path, config: dict[str, Any], *, overwrite: bool = False) -> RunDirectory:

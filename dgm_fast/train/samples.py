@@ -1,4 +1,4 @@
-"""Image grids as PNG files."""
+"""Samples as files: image grids (PNG) and texts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dgm_fast.train.files import write_atomically
 
 _GAP = 2
 _SMALLEST_SIDE = 28
+_TEXT_LENGTH = 400
 
 
 def to_grey(rows: Tensor, dataset: Dataset) -> Tensor:
@@ -91,3 +92,14 @@ def write_reconstructions(path: Path, model: nn.Module, dataset: Dataset, count:
             blank = torch.full((columns - len(line), line.shape[1]), 64, dtype=torch.uint8)
             lines.append(torch.cat([line, blank]))
     write_png(path, image_grid(torch.cat(lines), dataset.image_shape, columns))
+
+
+@torch.no_grad()
+def write_texts(path: Path, model: nn.Module, dataset: Dataset, count: int = 4) -> None:
+    """Sampled texts, each under a line with its number, from a fixed seed."""
+    generator = torch.Generator(dataset.train.device).manual_seed(EVALUATION_SEED)
+    length = max(_TEXT_LENGTH, dataset.num_dims)
+    tokens = model.sample(count, length=length, generator=generator)  # type: ignore[operator]
+    texts: list[str] = model.decode(tokens)  # type: ignore[operator]
+    lines = [f"--- sample {i + 1}\n{text}\n" for i, text in enumerate(texts)]
+    write_atomically(path, "".join(lines).encode("utf-8", "replace"))

@@ -23,7 +23,7 @@ from dgm_fast.train.interrupt import StopSignals
 from dgm_fast.train.progress import Progress
 from dgm_fast.train.registry import get_kind
 from dgm_fast.train.run_directory import RunDirectory, RunDirectoryError
-from dgm_fast.train.samples import write_reconstructions, write_samples
+from dgm_fast.train.samples import write_reconstructions, write_samples, write_texts
 from dgm_fast.train.step import LossStep, TrainStep
 from dgm_fast.train.trainer import Trainer
 
@@ -77,6 +77,8 @@ def data_fingerprint(dataset: Dataset) -> str:
     for rows in dataset.splits().values():
         digest.update(str(tuple(rows.shape)).encode())
         digest.update(rows.cpu().contiguous().numpy().data)
+    if dataset.vocabulary is not None:
+        digest.update(dataset.vocabulary.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -150,7 +152,7 @@ def _gradient_step(model: nn.Module, config: TrainConfig) -> TrainStep:
     loss: Any = model.loss
     if config.compile:
         loss = torch.compile(loss)
-    return LossStep(loss, optimizer, scheduler)
+    return LossStep(loss, optimizer, scheduler, config.clip_norm)
 
 
 def run_record(session: Session) -> dict[str, Any]:
@@ -223,7 +225,7 @@ def evaluate_test(
 
 
 def write_outputs(session: Session, run: RunDirectory, results: dict[str, Any]) -> list[str]:
-    """Write ``results.json`` and, for image data, the image grids; returns the file names.
+    """Write ``results.json`` and samples, image grids or texts; returns the file names.
 
     Reconstructions are those of models with a ``reconstruct`` method.
     """
@@ -234,5 +236,8 @@ def write_outputs(session: Session, run: RunDirectory, results: dict[str, Any]) 
         if hasattr(session.model, "reconstruct"):
             write_reconstructions(run.reconstructions_path, session.model, session.dataset)
             written.append(run.reconstructions_path.name)
+    if hasattr(session.model, "decode") and session.dataset.vocabulary is not None:
+        write_texts(run.texts_path, session.model, session.dataset)
+        written.append(run.texts_path.name)
     write_json(run.results_path, results)
     return [run.results_path.name, *written]

@@ -38,6 +38,7 @@ class LossStep:
         loss: batch -> scalar loss; ``model.loss``, or a compiled form of it.
         optimizer: over the model's parameters.
         scheduler: stepped once per epoch.
+        clip_norm: gradients whose norm, over all parameters, is larger are scaled down to it.
     """
 
     def __init__(
@@ -45,16 +46,21 @@ class LossStep:
         loss: Callable[[Tensor], Tensor],
         optimizer: Optimizer,
         scheduler: LRScheduler | None = None,
+        clip_norm: float | None = None,
     ) -> None:
         self.loss = loss
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.clip_norm = clip_norm
         self.updating = False
 
     def __call__(self, x: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(x)
         loss.backward()
+        if self.clip_norm is not None:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         self.updating = True
         self.optimizer.step()
         return loss.detach()
