@@ -54,8 +54,9 @@ def linear_bernoulli_log_prob(
         x: values in [0, 1] (bool, integer or floating point), [..., D] with as many dimensions as ``h``,
             of which the leading ones may be 1 (importance samples that share their data), or [D].
         recompute: True: backward forms the logits again. False: they are kept, and the linear layer and
-            the likelihood are two ops. None: they are kept where they take 64 KiB to 1 MiB and the
-            arguments are float32 or float64.
+            the likelihood are two ops: in reduced precision the logits are then rounded as F.linear rounds
+            them. None: they are kept where they take 64 KiB to 1 MiB and the arguments are float32 or
+            float64.
 
     Returns:
         [...] in nats, float32 (float64 if ``h``, ``weight`` or ``bias`` is float64). Differentiable in all
