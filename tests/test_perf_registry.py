@@ -29,6 +29,24 @@ def test_every_op_has_every_size(op: str) -> None:
     assert not missing, f"{op} has no benchmark case of size {sorted(missing)}"
 
 
+@pytest.mark.parametrize("op", sorted(ops.SPECS))
+def test_every_op_is_measured_in_reduced_precision(op: str) -> None:
+    dtypes = {case.dtype for case in CASES if case.op == op}
+    assert {torch.float32, torch.bfloat16} <= dtypes, (
+        f"{op} is measured in {sorted(map(str, dtypes))} only: add bfloat16 at one size (dtypes=...)"
+    )
+
+
+@pytest.mark.parametrize("op", sorted(ops.SPECS))
+def test_every_differentiable_op_is_measured_backwards(op: str) -> None:
+    # Backward and both are measured where a case names gradients; a sampler names none.
+    if ops.missing():
+        pytest.skip("the extension, which knows the differentiable arguments, is not built")
+    expected = bool(ops.differentiable_arguments(op))
+    wrong = [case.name for case in CASES if case.op == op and bool(case.grads) != expected]
+    assert not wrong, f"{op} is {'' if expected else 'not '}differentiable; grads of {wrong}"
+
+
 def test_bound_has_cases_for_every_likelihood_and_reduced_precision() -> None:
     bounds = [case for case in CASES if case.op == "iwae_bound"]
     for likelihood in ops.LIKELIHOODS:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dgm_fast import functional
 from dgm_fast.perf import plain
-from dgm_fast.perf.cases_likelihood import draw_bits, draw_classes, normal
+from dgm_fast.perf.cases_likelihood import WITH_BFLOAT16, draw_bits, draw_classes, normal
 from dgm_fast.perf.registry import Inputs, case
 
 GRADS = ("h", "weight", "bias")
@@ -35,6 +35,7 @@ def _bernoulli_ours(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tenso
         "large": (128, 50, 200, 784),
         "odd": (7, 9, 29, 199),
     },
+    dtypes=WITH_BFLOAT16,
     grads=GRADS,
     # Two operations a weight; backward forms the logits again and two products more.
     flops_per_element=lambda shape: (2 * shape[3], 6 * shape[3]),
@@ -66,6 +67,7 @@ def _pixels_ours(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
         "large": (64, 64, 28, 28, 256),
         "odd": (7, 29, 13, 11, 19),
     },
+    dtypes=WITH_BFLOAT16,
     grads=GRADS,
     flops_per_element=lambda shape: (2 * shape[4], 6 * shape[4]),
     second_order=("small",),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dgm_fast import functional
 from dgm_fast.perf import plain
-from dgm_fast.perf.cases_likelihood import WITH_BFLOAT16, normal
+from dgm_fast.perf.cases_likelihood import SMALL_BFLOAT16, WITH_BFLOAT16, normal
 from dgm_fast.perf.registry import Inputs, case
 
 
@@ -74,6 +74,7 @@ case(
         "large": (10000, 500, 10),
         "odd": (333, 37, 5),
     },
+    dtypes=SMALL_BFLOAT16,
     grads=("z", "means", "log_vars", "logits"),
     # Per z entry and component: difference, two products, a sum; backward forms them again.
     flops_per_element=lambda shape: (4 * shape[1], 10 * shape[1]),

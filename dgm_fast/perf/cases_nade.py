@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dgm_fast import functional
 from dgm_fast.perf import plain
-from dgm_fast.perf.cases_likelihood import normal
+from dgm_fast.perf.cases_likelihood import SMALL_BFLOAT16, WITH_BFLOAT16, normal
 from dgm_fast.perf.registry import Inputs, case
 
 PARAMETERS = ("W", "c", "V", "b")
@@ -49,6 +49,7 @@ def _binary(shape: tuple[int, ...], generator: torch.Generator) -> dict[str, Ten
         "large": (64, 784, 500),
         "odd": (33, 45, 29),
     },
+    dtypes=WITH_BFLOAT16,
     grads=PARAMETERS,
     flops_per_element=lambda shape: (FLOPS[0] * shape[2], FLOPS[1] * shape[2]),
     second_order=("small",),
@@ -70,6 +71,7 @@ def nade_inputs(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Gen
         "large": (100, 64, 500, 17),
         "odd": (33, 13, 29, 7),
     },
+    dtypes=WITH_BFLOAT16,
     grads=PARAMETERS,
     flops_per_element=lambda shape: (2 * shape[2] * shape[3], 6 * shape[2] * shape[3]),
     second_order=("small",),
@@ -103,6 +105,7 @@ def _categorical(shape: tuple[int, ...], generator: torch.Generator) -> dict[str
         "large": (100, 63, 500, 10),
         "odd": (33, 13, 29, 7),
     },
+    dtypes=WITH_BFLOAT16,
     grads=("x", "W", "c", *HEADS),
     flops_per_element=lambda shape: (6 * shape[2] * shape[3], 18 * shape[2] * shape[3]),
     second_order=("small",),
@@ -138,6 +141,7 @@ def _sample_ours(W: Tensor, c: Tensor, V: Tensor, b: Tensor, noise: Tensor) -> T
         "large": (128, 784, 500),
         "odd": (3, 45, 29),
     },
+    dtypes=SMALL_BFLOAT16,
     grads=(),
     # The loop over dimensions unrolls into a graph that compiles for minutes.
     compiled=False,
@@ -165,6 +169,7 @@ def _categorical_sample_ours(W: Tensor, c: Tensor, V: Tensor, b: Tensor, noise: 
         "large": (128, 64, 500, 17),
         "odd": (3, 13, 29, 7),
     },
+    dtypes=SMALL_BFLOAT16,
     grads=(),
     compiled=False,
     flops_per_element=lambda shape: (2 * shape[0], 0),
@@ -192,6 +197,7 @@ def _mixture_sample_ours(W: Tensor, c: Tensor, noise: Tensor, **heads: Tensor) -
         "large": (128, 63, 500, 10),
         "odd": (3, 13, 29, 7),
     },
+    dtypes=SMALL_BFLOAT16,
     grads=(),
     compiled=False,
     flops_per_element=lambda shape: (4 * shape[0], 0),

@@ -168,6 +168,7 @@ def nade(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor) -> Tensor:
 
 def nade_loop(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor) -> Tensor:
     """The same by the recurrence, a dimension at a time."""
+    W, c, V, b = (t.to(_compute(t)) for t in (W, c, V, b))
     a = c.expand(len(x), -1)
     logits = []
     for d in range(x.shape[1]):
