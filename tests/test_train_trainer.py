@@ -37,7 +37,17 @@ def small_data(dynamic: bool = False) -> Dataset:
     )
     if dynamic:
         train = train * 0.8 + 0.1
-    return Dataset("small", train, valid, test, "bernoulli", image_shape=(4, 4), dynamic=dynamic)
+    labels = {s: torch.arange(n) % 2 for s, n in (("train", 50), ("valid", 30), ("test", 20))}
+    return Dataset(
+        "small",
+        train,
+        valid,
+        test,
+        "bernoulli",
+        image_shape=(4, 4),
+        dynamic=dynamic,
+        labels=labels,
+    )
 
 
 # Of the kinds that are no latent-variable models; gradient steps, as everything else takes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,10 +32,12 @@ class Dataset:
             (int32 past 256 classes), float32 for probabilities and real values.
         likelihood: "bernoulli", "gaussian" or "categorical".
         num_classes: number of categories per dimension, None unless categorical.
-        image_shape: (height, width) when the rows are images in raster order, else None.
+        image_shape: (height, width), or (channels, height, width), when the rows are images in raster
+            order, channel after channel; else None.
         dynamic: train rows hold probabilities, and each :meth:`batch` of them is a new binary draw.
         description: one line on how the source was read.
         vocabulary: the character of each class, where rows are text; None otherwise.
+        labels: split name -> class labels int64 [N], where the source has them.
     """
 
     name: str
@@ -43,10 +46,11 @@ class Dataset:
     test: Tensor
     likelihood: str
     num_classes: int | None = None
-    image_shape: tuple[int, int] | None = None
+    image_shape: tuple[int, ...] | None = None
     dynamic: bool = False
     description: str = ""
     vocabulary: str | None = None
+    labels: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         for split, rows in self.splits().items():
@@ -73,6 +77,13 @@ class Dataset:
             raise DataError(
                 f"{self.name}: image shape {self.image_shape} does not hold {self.num_dims} pixels"
             )
+        for split, rows in self.splits().items() if self.labels is not None else ():
+            labels = self.labels.get(split)
+            if labels is None or labels.shape != rows.shape[:1] or labels.dtype != torch.long:
+                raise DataError(
+                    f"{self.name}: {split} needs int64 labels [{len(rows)}], got "
+                    f"{None if labels is None else (labels.dtype, tuple(labels.shape))}"
+                )
 
     @property
     def num_dims(self) -> int:
@@ -88,11 +99,25 @@ class Dataset:
             train=self.train.to(device),
             valid=self.valid.to(device),
             test=self.test.to(device),
+            labels=self.labels and {split: t.to(device) for split, t in self.labels.items()},
         )
+
+    @property
+    def num_labels(self) -> int | None:
+        """Number of classes that the labels count, None without labels."""
+        if self.labels is None:
+            return None
+        return 1 + max(int(t.max()) for t in self.labels.values())
 
     def model_input(self, rows: Tensor) -> Tensor:
         """Stored rows as a model takes them: int64 class indices, float32 otherwise."""
         return rows.long() if self.likelihood == "categorical" else rows.float()
+
+    def labelled_batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Training rows as :meth:`batch` gives them, and their labels [B]."""
+        if self.labels is None:
+            raise DataError(f"{self.name}: has no labels")
+        return self.batch(index), self.labels["train"][index]
 
     def batch(self, index: Tensor) -> Tensor:
         """Training rows [B, D] as a model takes them; a dynamic set draws them anew."""

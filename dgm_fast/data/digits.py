@@ -31,7 +31,9 @@ def load_digits(
     Source: split as in Tomczak, "Deep Generative Modeling" (2022), code of chapter 2.
     """
     sklearn_datasets = require("sklearn.datasets", "the digits data set", package="scikit-learn")
-    pixels = torch.from_numpy(sklearn_datasets.load_digits().data).to(torch.uint8)  # [1797, 64]
+    source = sklearn_datasets.load_digits()
+    pixels = torch.from_numpy(source.data).to(torch.uint8)  # [1797, 64]
+    digits = torch.from_numpy(source.target).long()  # [1797]
     grey = {split: pixels[rows] for split, rows in _SPLITS.items()}
     return grey_dataset(
         "digits",
@@ -42,6 +44,7 @@ def load_digits(
         default="categorical",
         mode=mode,
         threshold=threshold,
+        labels={split: digits[rows] for split, rows in _SPLITS.items()},
     )
 
 
@@ -50,11 +53,12 @@ def grey_dataset(
     grey: dict[str, Tensor],
     highest: int,
     *,
-    image_shape: tuple[int, int] | None,
+    image_shape: tuple[int, ...] | None,
     likelihood: str | None,
     default: str,
     mode: str,
     threshold: float | None,
+    labels: dict[str, Tensor] | None = None,
 ) -> Dataset:
     """A data set of whole grey levels 0..highest under the requested likelihood."""
     binary = mode != "none"
@@ -86,4 +90,5 @@ def grey_dataset(
         image_shape,
         dynamic=mode == "dynamic",
         description=what,
+        labels=labels,
     )

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from dgm_fast.data.dataset import BINARIZE_MODES, LIKELIHOODS, DataError, Dataset
 from dgm_fast.data.digits import load_digits
+from dgm_fast.data.image_folder import load_image_folder
 from dgm_fast.data.mnist import load_mnist
 from dgm_fast.data.npz import load_npz
 from dgm_fast.data.text import load_text
+from dgm_fast.data.toy import TOYS, load_toy
 
 _DEFAULT_ROOT = Path("~/.cache/dgm_fast")
 
@@ -22,18 +24,23 @@ def load_dataset(
     num_dims: int | None = None,
     num_classes: int | None = None,
     layout: str = "auto",
+    image_size: int | None = None,
+    image_channels: int | None = None,
     root: str | Path | None = None,
     context_length: int | None = None,
 ) -> Dataset:
-    """Load "digits", "mnist", or the ``.npz`` or ``.txt`` file at a path.
+    """Load "digits", "mnist", a density in the plane, or what a path holds.
 
     Args:
-        source: "digits", "mnist", or a path that ends in ``.npz`` or ``.txt``.
+        source: "digits", "mnist", "eight-gaussians", "moons", "checkerboard", a path that ends in
+            ``.npz`` or ``.txt``, or a folder of images.
         likelihood: None chooses what fits the data; see the loaders.
         binarize: None (the loader's default), "none", "threshold", "static" or "dynamic".
         threshold: the level from which a pixel is 1, for "threshold".
         num_dims, num_classes, layout: how to read an ``.npz`` file; see
             :func:`dgm_fast.data.load_npz`.
+        image_size, image_channels: how to read a folder; see
+            :func:`dgm_fast.data.load_image_folder`.
         root: directory of the MNIST files, ``~/.cache/dgm_fast`` by default.
         context_length: characters a row of a text file; see :func:`dgm_fast.data.load_text`.
 
@@ -65,12 +72,20 @@ def load_dataset(
         if layout != "auto":
             raise DataError(f"layout describes an .npz file and does not apply to {source}")
         return load_text(source, context_length=context_length, likelihood=likelihood)
-    if source in ("digits", "mnist"):
+    if source in ("digits", "mnist", *TOYS):
         for name, value in (("num_dims", num_dims), ("num_classes", num_classes)):
             if value is not None:
                 raise DataError(f"{name} describes an .npz file and does not apply to {source}")
         if layout != "auto":
             raise DataError(f"layout describes an .npz file and does not apply to {source}")
+    folder = (
+        source not in ("digits", "mnist", *TOYS)
+        and not source.endswith(".npz")
+        and Path(source).expanduser().is_dir()
+    )
+    for name, value in (("image_size", image_size), ("image_channels", image_channels)):
+        if value is not None and not folder:
+            raise DataError(f"{name} describes a folder of images and does not apply to {source}")
     if source == "digits":
         return load_digits(likelihood=likelihood, mode=binarize or "none", threshold=threshold)
     if source == "mnist":
@@ -86,6 +101,25 @@ def load_dataset(
             num_classes=num_classes,
             layout=layout,
         )
+    if source in TOYS:
+        if binarize not in (None, "none") or likelihood not in (None, "gaussian"):
+            raise DataError(
+                f"{source}: points in the plane are real values; use --likelihood gaussian"
+            )
+        return load_toy(source)
+    if folder:
+        for name, value in (("num_dims", num_dims), ("num_classes", num_classes)):
+            if value is not None:
+                raise DataError(f"{name} describes an .npz file and does not apply to {source}")
+        return load_image_folder(
+            Path(source).expanduser(),
+            image_size=image_size or 32,
+            channels=image_channels or 3,
+            likelihood=likelihood,
+            mode=binarize or "none",
+            threshold=threshold,
+        )
     raise DataError(
-        f"unknown data set {source!r}: use digits, mnist or a path ending in .npz or .txt"
+        f"unknown data set {source!r}: use digits, mnist, {', '.join(TOYS)}, a path ending in .npz or "
+        ".txt, or a folder of images"
     )

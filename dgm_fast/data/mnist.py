@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from dgm_fast.data.dataset import DataError, Dataset
 from dgm_fast.data.digits import grey_dataset
 from dgm_fast.data.extras import require
@@ -51,6 +53,7 @@ def load_mnist(
         ) from error
     full, test = (part.data.reshape(len(part.data), -1) for part in parts)
     grey = {"train": full[:50000], "valid": full[50000:], "test": test}
+    digits, test_digits = (torch.as_tensor(part.targets).long() for part in parts)
     return grey_dataset(
         "mnist",
         grey,
@@ -60,4 +63,5 @@ def load_mnist(
         default="bernoulli",
         mode=mode,
         threshold=threshold,
+        labels={"train": digits[:50000], "valid": digits[50000:], "test": test_digits},
     )

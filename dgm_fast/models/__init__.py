@@ -3,6 +3,7 @@
 from dgm_fast.models._em import EMResult
 from dgm_fast.models.beta_vae import BetaVAE
 from dgm_fast.models.fvsbn import FVSBN
+from dgm_fast.models.gan import FGAN, GAN, KLGAN, WGAN, WGANGP, ConditionalGAN, NonSaturatingGAN
 from dgm_fast.models.gaussian_mixture import GaussianMixture
 from dgm_fast.models.gmvae import GMVAE
 from dgm_fast.models.gpt import GPT
@@ -13,17 +14,24 @@ from dgm_fast.models.rnade import RNADE
 from dgm_fast.models.vae import VAE
 
 __all__ = [
+    "FGAN",
     "FVSBN",
+    "GAN",
     "GMVAE",
     "GPT",
     "IWAE",
+    "KLGAN",
     "NADE",
     "RNADE",
     "VAE",
+    "WGAN",
+    "WGANGP",
     "BetaVAE",
     "CategoricalNADE",
+    "ConditionalGAN",
     "EMResult",
     "GaussianMixture",
     "LSTMModel",
+    "NonSaturatingGAN",
     "RNNModel",
 ]

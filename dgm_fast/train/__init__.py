@@ -2,10 +2,12 @@
 
 from dgm_fast.train import (  # noqa: F401  (they register themselves)
     autoregressive_kinds,
+    gan_kinds,
     latent_kinds,
     mixture_kinds,
     sequence_kinds,
 )
+from dgm_fast.train.adversarial_step import AdversarialStep
 from dgm_fast.train.batches import BatchOrder
 from dgm_fast.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from dgm_fast.train.config import ConfigError, TrainConfig
@@ -16,6 +18,7 @@ from dgm_fast.train.step import LossStep, TrainStep
 from dgm_fast.train.trainer import FitResult, Trainer, TrainingDiverged
 
 __all__ = [
+    "AdversarialStep",
     "BatchOrder",
     "CheckpointError",
     "ConfigError",

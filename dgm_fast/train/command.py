@@ -12,7 +12,9 @@ from dgm_fast.data import BINARIZE_MODES, DataError
 from dgm_fast.data.dataset import LIKELIHOODS
 from dgm_fast.data.extras import MissingExtraError, require
 from dgm_fast.data.npz import LAYOUTS
+from dgm_fast.functional.adversarial import DIVERGENCES, FORMS, KINDS
 from dgm_fast.functional.latent import ESTIMATORS
+from dgm_fast.models._gan_networks import ARCHITECTURES
 from dgm_fast.models.gaussian_mixture import COVARIANCES
 from dgm_fast.models.rnade import MIXTURES
 from dgm_fast.ops import BACKENDS, get_backend
@@ -20,6 +22,7 @@ from dgm_fast.train import session as sessions
 from dgm_fast.train.checkpoint import CheckpointError
 from dgm_fast.train.config import SCHEDULES, ConfigError, TrainConfig
 from dgm_fast.train.files import write_json
+from dgm_fast.train.gan_kinds import DISTANCES
 from dgm_fast.train.interrupt import StopSignals, TrainingInterrupted
 from dgm_fast.train.mixture_kinds import FITS
 from dgm_fast.train.progress import RichProgress, make_console
@@ -39,6 +42,8 @@ _DATA_OPTIONS = {
     "num_dims": "num_dims",
     "num_classes": "num_classes",
     "layout": "layout",
+    "image_size": "image_size",
+    "image_channels": "image_channels",
     "data_root": "root",
     "context_length": "context_length",
 }
@@ -61,9 +66,19 @@ _MODEL_OPTIONS = (
     "num_layers",
     "num_heads",
     "dropout",
+    "architecture",
+    "channels",
+    "num_critic_steps",
+    "average_decay",
+    "loss_kind",
+    "clip",
+    "weight",
+    "divergence",
+    "form",
 )
-# What a fit by EM, on all training rows at once, has no use for.
+# What a fit by EM, on all training rows at once, has no use for; and what alternating steps have none for.
 _GRADIENT_OPTIONS = ("batch_size", "lr", "schedule", "clip_norm", "compile")
+_LOSS_OPTIONS = ("schedule", "clip_norm", "compile", "eval_samples")
 _RUN_OPTIONS = (
     "epochs",
     "batch_size",
@@ -109,7 +124,10 @@ class _Sizes(click.ParamType):
 @click.command()
 @click.argument("kind", type=click.Choice(kind_names()))
 @click.option(
-    "--data", default="digits", show_default=True, help="digits, mnist, PATH.npz or PATH.txt."
+    "--data",
+    default="digits",
+    show_default=True,
+    help="digits, mnist, eight-gaussians, moons, checkerboard, PATH.npz, PATH.txt or a folder of images.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory. [out/KIND-DATA]")
 @click.option("--resume", is_flag=True, help="Continue the run in --out, with its configuration.")
@@ -121,9 +139,14 @@ class _Sizes(click.ParamType):
     help="Which saved state --resume takes up.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
-@click.option("--epochs", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=100, help="[100; GANs 300]")
 @click.option("--batch-size", type=click.IntRange(1), default=100, show_default=True)
-@click.option("--lr", type=float, default=1e-3, show_default=True, help="Adam's learning rate.")
+@click.option(
+    "--lr",
+    type=float,
+    default=1e-3,
+    help="Learning rate. [1e-3; gan, ns-gan, kl-gan, cgan, f-gan 2e-4; wgan-gp 1e-4; wgan 5e-5]",
+)
 @click.option("--schedule", type=click.Choice(SCHEDULES), default="constant", show_default=True)
 @click.option("--clip-norm", type=float, help="Scale gradients of a larger norm down to it. [no]")
 @click.option(
@@ -174,6 +197,23 @@ class _Sizes(click.ParamType):
 @click.option("--num-layers", type=click.IntRange(1), help="rnn, lstm, gpt. [1; 1; 4]")
 @click.option("--num-heads", type=click.IntRange(1), help="gpt: attention heads. [4]")
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="rnn, lstm, gpt. [0]")
+@click.option("--architecture", type=click.Choice(ARCHITECTURES), help="GANs. [what fits the data]")
+@click.option("--channels", type=click.IntRange(1), help="GANs: of the first convolution. [64]")
+@click.option(
+    "--num-critic-steps",
+    type=click.IntRange(1),
+    help="GANs: discriminator updates for each of the generator. [1; wgan, wgan-gp 5]",
+)
+@click.option(
+    "--average-decay",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="GANs: of the moving average of the generator. [0.999]",
+)
+@click.option("--loss-kind", type=click.Choice(KINDS), help="cgan. [non_saturating]")
+@click.option("--clip", type=click.FloatRange(0, min_open=True), help="wgan: of weights. [0.01]")
+@click.option("--weight", type=click.FloatRange(0), help="wgan-gp: of the penalty. [10]")
+@click.option("--divergence", type=click.Choice(DIVERGENCES), help="f-gan. [jensen_shannon]")
+@click.option("--form", type=click.Choice(FORMS), help="f-gan: generator loss. [practical]")
 @click.option("--likelihood", type=click.Choice(LIKELIHOODS), help="Default: what fits the data.")
 @click.option(
     "--binarize",
@@ -193,6 +233,10 @@ class _Sizes(click.ParamType):
     help=".npz: rows packed by numpy.packbits, or plain.",
 )
 @click.option("--context-length", type=click.IntRange(1), help=".txt: characters a window. [128]")
+@click.option("--image-size", type=click.IntRange(1), help="Folder of images: side in pixels. [32]")
+@click.option(
+    "--image-channels", type=click.Choice(["1", "3"]), help="Folder of images: grey or RGB. [3]"
+)
 @click.option("--data-root", help="mnist: directory of its files. [~/.cache/dgm_fast]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
@@ -267,7 +311,7 @@ def _given(ctx: click.Context, name: str) -> bool:
 def _configuration(
     ctx: click.Context, kind: str, out: Path, options: dict[str, Any]
 ) -> TrainConfig:
-    requested = _requested(kind, options)
+    requested = _requested(ctx, kind, options)
     if not options["resume"]:
         if _given(ctx, "resume_from"):
             raise click.UsageError("--resume-from goes with --resume")
@@ -277,6 +321,9 @@ def _configuration(
                     f"--{name.replace('_', '-')} does not apply to --fit em, which takes all training "
                     "rows at once; use --fit gradient"
                 )
+        for name in _LOSS_OPTIONS:
+            if get_kind(kind).compare is not None and _given(ctx, name):
+                raise click.UsageError(f"--{name.replace('_', '-')} does not apply to {kind}")
         return requested
     run = RunDirectory.open(out)
     stored = TrainConfig.from_json(run.read_config(), str(run.config_path))
@@ -312,8 +359,9 @@ def _configuration(
     return TrainConfig(**{**stored.__dict__, **changes})
 
 
-def _requested(kind: str, options: dict[str, Any]) -> TrainConfig:
+def _requested(ctx: click.Context, kind: str, options: dict[str, Any]) -> TrainConfig:
     model_kind = get_kind(kind)
+    defaults = {k: v for k, v in model_kind.defaults.items() if not _given(ctx, k)}
     model = dict(model_kind.options)
     for name in _MODEL_OPTIONS:
         if options[name] is None:
@@ -324,9 +372,12 @@ def _requested(kind: str, options: dict[str, Any]) -> TrainConfig:
     if "hidden_sizes" in model:
         model["hidden_sizes"] = list(model["hidden_sizes"])
     data = {key: options[name] for name, key in _DATA_OPTIONS.items()}
-    if data["source"].endswith((".npz", ".txt")):
+    path = Path(data["source"]).expanduser()
+    if path.suffix in (".npz", ".txt") or path.is_dir():
         data["source"] = str(Path(data["source"]).expanduser().absolute())
-    run = {name: options[name] for name in _RUN_OPTIONS}
+    if data["image_channels"] is not None:
+        data["image_channels"] = int(data["image_channels"])
+    run = {name: options[name] for name in _RUN_OPTIONS} | defaults
     run["patience"] = run["patience"] or None
     run["backend"] = run["backend"] or get_backend()
     try:
@@ -342,6 +393,11 @@ def _run(
     shown: dict[str, Any] = {"figure": "NLL"} if get_kind(config.kind).exact else {}
     if config.kind == "beta-vae":
         shown = {"monitor": "valid_loss", "figure": "loss"}
+    if get_kind(config.kind).compare is not None:
+        shown = {
+            "monitor": "valid_sliced_wasserstein",
+            "figure": "discriminator loss and distance:",
+        }
     progress = RichProgress(config.kind, console=console, **shown)
     session = sessions.build(config, progress=progress, signals=signals)
     if options["resume"]:
@@ -362,7 +418,7 @@ def _run(
     why = f"no better validation figure for {config.patience} epochs" if fit.stopped_early else ""
     console.print(
         f"trained {fit.epochs} epochs{f' ({why})' if why else ''}; "
-        f"best validation figure {fit.best:.2f} nats at epoch {fit.best_epoch}",
+        f"best validation figure {fit.best:.4g} at epoch {fit.best_epoch}",
         markup=False,
         highlight=False,
     )
@@ -395,14 +451,8 @@ def _describe(console: Any, session: sessions.Session) -> None:
     )
 
 
-def _report(
-    console: Any, results: dict[str, Any], out: Path, files: list[str], session: sessions.Session
-) -> None:
-    rich_table = require("rich.table", "dgm-fast train")
-    table = rich_table.Table(title=f"test split, {results['rows']} rows")
-    table.add_column("")
+def _likelihood_rows(table: Any, results: dict[str, Any], text: bool) -> None:
     table.add_column("nats", justify="right")
-    text = session.dataset.vocabulary is not None
     table.add_column("bits/character" if text else "bits/dim", justify="right")
     error = results.get("nll_standard_error_nats")
     spread = f" ± {error:.2f}" if error is not None else ""
@@ -419,6 +469,21 @@ def _report(
             f"{results[f'{key}_nats']:.2f}{spread if key == 'nll' else ''}",
             f"{results[f'{key}_bits_per_dim']:.4f}",
         )
+
+
+def _report(
+    console: Any, results: dict[str, Any], out: Path, files: list[str], session: sessions.Session
+) -> None:
+    rich_table = require("rich.table", "dgm-fast train")
+    table = rich_table.Table(title=f"test split, {results['rows']} rows")
+    table.add_column("")
+    if "nll_nats" in results:
+        _likelihood_rows(table, results, session.dataset.vocabulary is not None)
+    else:
+        table.add_column("", justify="right")
+        for key in DISTANCES:
+            if key in results:
+                table.add_row(key.replace("_", " "), f"{results[key]:.4f}")
     console.print(table)
     console.print(f"{out}: {', '.join(files)}", markup=False, highlight=False, soft_wrap=True)
     if "samples.txt" in files:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,20 @@ EVALUATION_SEED = 1_000_003
 Quantities = Callable[[nn.Module, Tensor], dict[str, Tensor]]
 
 
-@torch.no_grad()
+@contextlib.contextmanager
+def evaluation(model: nn.Module, rows: Tensor) -> Iterator[None]:
+    """Evaluation mode, no gradients, and the evaluation's own random numbers, for a while."""
+    was_training = model.training
+    model.eval()
+    devices = list(range(torch.cuda.device_count())) if rows.is_cuda else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(EVALUATION_SEED)
+            yield
+    finally:
+        model.train(was_training)
+
+
 def per_row(
     model: nn.Module,
     rows: Tensor,
@@ -37,21 +51,14 @@ def per_row(
         batch_size: rows at a time.
         on_batch: called with (rows done, rows in all).
     """
-    was_training = model.training
-    model.eval()
     parts: dict[str, list[Tensor]] = {}
-    devices = list(range(torch.cuda.device_count())) if rows.is_cuda else []
-    try:
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(EVALUATION_SEED)
-            for first in range(0, len(rows), batch_size):
-                x = convert(rows[first : first + batch_size])
-                for name, values in quantities(model, x).items():
-                    parts.setdefault(name, []).append(values.double())
-                if on_batch is not None:
-                    on_batch(min(first + batch_size, len(rows)), len(rows))
-    finally:
-        model.train(was_training)
+    with evaluation(model, rows):
+        for first in range(0, len(rows), batch_size):
+            x = convert(rows[first : first + batch_size])
+            for name, values in quantities(model, x).items():
+                parts.setdefault(name, []).append(values.double())
+            if on_batch is not None:
+                on_batch(min(first + batch_size, len(rows)), len(rows))
     return {name: torch.cat(values).cpu() for name, values in parts.items()}
 
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from dgm_fast.data.extras import require
-from dgm_fast.train.comparison import Variant
 from dgm_fast.train.files import write_atomically
+
+if TYPE_CHECKING:
+    from dgm_fast.train.comparison import Variant
+
+# Points of a density's grid along each axis.
+_GRID = 200
 
 
 def plot_losses(path: Path, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -51,6 +59,43 @@ def plot_step_times(path: Path, variants: Sequence[Variant]) -> None:
     axes.set_xticks(range(len(quantities)), quantities)
     axes.set_ylabel("milliseconds (median, quartiles)")
     axes.legend()
+    _save(figure, path)
+
+
+def plot_points(path: Path, model: Any, data: Tensor, samples: Tensor) -> None:
+    """Points of data and model side by side, and the model's density where it has one.
+
+    Args:
+        path: of the PNG file.
+        model: with ``log_prob`` of [N, 2], or without.
+        data, samples: [N, 2].
+    """
+    bounds = torch.stack([data.min(0).values, data.max(0).values])
+    margin = 0.1 * (bounds[1] - bounds[0])
+    low, high = (bounds + torch.stack([-margin, margin])).tolist()
+    panels = [("data", data), ("samples", samples)]
+    dense = hasattr(model, "log_prob")
+    figure = require("matplotlib.figure", "a plot").Figure(figsize=(4.0 * (2 + dense), 4.0))
+    for i, (title, points) in enumerate(panels):
+        axes = figure.add_subplot(1, 2 + dense, i + 1)
+        x, y = points.detach().cpu().float().unbind(1)
+        axes.scatter(x.numpy(), y.numpy(), s=2, alpha=0.4)
+        axes.set(title=title, xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    if dense:
+        grids = [
+            torch.linspace(a, b, _GRID, device=data.device) for a, b in zip(low, high, strict=True)
+        ]
+        at = torch.cartesian_prod(*grids)
+        with torch.no_grad():
+            density = model.log_prob(at).float().exp().reshape(_GRID, _GRID).cpu()
+        axes = figure.add_subplot(1, 3, 3)
+        axes.imshow(
+            density.T.numpy(),
+            origin="lower",
+            extent=(low[0], high[0], low[1], high[1]),
+            aspect="auto",
+        )
+        axes.set(title="density")
     _save(figure, path)
 
 

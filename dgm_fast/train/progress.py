@@ -142,8 +142,8 @@ class RichProgress:
         self._printed = now
         self.console.print(
             f"{self._label}: epoch {record['epoch']}/{self._epochs}  "
-            f"{self._figure} {record['train_loss']:.2f} train, {self._valid:.2f} valid, "
-            f"{self._best:.2f} best",
+            f"{self._figure} {record['train_loss']:.4g} train, {self._valid:.4g} valid, "
+            f"{self._best:.4g} best",
             highlight=False,
         )
 

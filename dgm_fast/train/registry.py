@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from dgm_fast.data import Dataset
+from dgm_fast.train.config import TrainConfig
 from dgm_fast.train.step import TrainStep
 
 Figures = dict[str, Tensor]
@@ -30,16 +31,30 @@ class ModelKind:
         full_batch_step: (model, options) -> a step that takes all training rows at once, one an
             epoch, in place of gradient descent; None where the options ask for that one.
         exact: the loss is the NLL and no bound of it.
+        compare: (model, x [N, D]) -> figures of the model against a whole split, for a model without a
+            likelihood; takes the place of ``validate`` and ``test``. Lower is better for the first.
+        make_step: (model, configuration) -> the step on a batch, in place of gradient descent on
+            ``loss``.
+        labelled: whether batches are (rows, labels).
+        defaults: of the run's configuration (``lr``, ``epochs``, ``patience``), where the kind has its own.
     """
 
     name: str
     summary: str
     options: Mapping[str, Any]
     build: Callable[[Dataset, Mapping[str, Any]], nn.Module]
-    validate: Callable[[Any, Tensor], Figures]
-    test: Callable[[Any, Tensor, int], Figures]
+    validate: Callable[[Any, Tensor], Figures] | None = None
+    test: Callable[[Any, Tensor, int], Figures] | None = None
     full_batch_step: Callable[[Any, Mapping[str, Any]], TrainStep | None] = lambda *_: None
     exact: bool = False
+    compare: Callable[[Any, Tensor], Mapping[str, float]] | None = None
+    make_step: Callable[[Any, TrainConfig], TrainStep] | None = None
+    labelled: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.compare is None and (self.validate is None or self.test is None):
+            raise ValueError(f"kind {self.name!r} needs validate and test, or compare")
 
 
 _KINDS: dict[str, ModelKind] = {}

@@ -36,6 +36,9 @@ class RunDirectory:
         "comparison.json",
     )
 
+    # Of kinds that show their samples while they train.
+    EPOCH_SAMPLES = "samples-epoch-{}.png"
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config_path = path / "config.json"
@@ -68,6 +71,8 @@ class RunDirectory:
             raise RunDirectoryError(f"{path}: cannot make the run directory ({error})") from error
         for name in present:
             (path / name).unlink()
+        for picture in path.glob(cls.EPOCH_SAMPLES.format("*")):
+            picture.unlink()
         write_json(run.config_path, config)
         return run
 
@@ -82,6 +87,9 @@ class RunDirectory:
         if not run.config_path.is_file():
             raise RunDirectoryError(f"{path} holds no run to resume (no config.json)")
         return run
+
+    def epoch_samples_path(self, epoch: int) -> Path:
+        return self.path / self.EPOCH_SAMPLES.format(f"{epoch:05d}")
 
     def read_config(self) -> dict[str, Any]:
         try:

@@ -20,39 +20,41 @@ _TEXT_LENGTH = 400
 
 
 def to_grey(rows: Tensor, dataset: Dataset) -> Tensor:
-    """Data rows, samples or reconstructions [N, D] as brightness uint8 [N, D]."""
+    """Data rows, samples or reconstructions [N, D] or [N, *image_shape] as brightness uint8 [N, D]."""
     highest = 1 if dataset.num_classes is None else dataset.num_classes - 1
-    values = rows.detach().cpu().float() / max(highest, 1)
+    values = rows.detach().flatten(1).cpu().float() / max(highest, 1)
     if dataset.likelihood == "gaussian":
         low, high = dataset.train.float().min().item(), dataset.train.float().max().item()
         values = (values - low) / max(high - low, 1e-12)
     return (values.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def image_grid(grey: Tensor, image_shape: tuple[int, int], columns: int) -> Tensor:
-    """Images [N, H * W] uint8 in a grid with gaps, enlarged where they are tiny: [Y, X] uint8."""
-    height, width = image_shape
+def image_grid(grey: Tensor, image_shape: tuple[int, ...], columns: int) -> Tensor:
+    """Images [N, D] uint8 in a grid with gaps, enlarged where they are tiny: [Y, X] or [Y, X, 3] uint8."""
+    planes, height, width = image_shape if len(image_shape) == 3 else (1, *image_shape)
+    if planes not in (1, 3):
+        raise ValueError(f"a picture has 1 or 3 channels, got {planes}")
     scale = max(1, -(-_SMALLEST_SIDE // min(height, width)))
-    images = grey.reshape(-1, height, width)
-    images = images.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    height, width = images.shape[1:]
+    images = grey.reshape(-1, planes, height, width)
+    images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    height, width = images.shape[2:]
     lines = math.ceil(len(images) / columns)
-    grid = torch.full(
-        (lines * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP), 64, dtype=torch.uint8
-    )
+    size = (lines * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP)
+    grid = torch.full((planes, *size), 64, dtype=torch.uint8)
     for i, image in enumerate(images):
         top = _GAP + (i // columns) * (height + _GAP)
         left = _GAP + (i % columns) * (width + _GAP)
-        grid[top : top + height, left : left + width] = image
-    return grid
+        grid[:, top : top + height, left : left + width] = image
+    return grid[0] if planes == 1 else grid.permute(1, 2, 0).contiguous()
 
 
 def write_png(path: Path, image: Tensor) -> None:
-    """Write an 8-bit greyscale image [Y, X]; PNG specification (third edition), section 11."""
-    height, width = image.shape
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    """Write an 8-bit image, grey [Y, X] or RGB [Y, X, 3]; PNG specification (third edition), section 11."""
+    height, width = image.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 8, 0 if image.ndim == 2 else 2, 0, 0, 0)
     # Each line starts with its filter type, 0 for none.
-    lines = torch.cat([torch.zeros(height, 1, dtype=torch.uint8), image.cpu()], 1)
+    zeros = torch.zeros(height, 1, dtype=torch.uint8)
+    lines = torch.cat([zeros, image.reshape(height, -1).cpu()], 1)
     chunks = [
         (b"IHDR", header),
         (b"IDAT", zlib.compress(lines.numpy().tobytes(), 9)),

@@ -17,9 +17,10 @@ from dgm_fast.data import DataError, Dataset, load_dataset
 from dgm_fast.ops import backend
 from dgm_fast.train.batches import BatchOrder
 from dgm_fast.train.config import ConfigError, TrainConfig
-from dgm_fast.train.evaluate import means, per_row, summary
+from dgm_fast.train.evaluate import evaluation, means, per_row, summary
 from dgm_fast.train.files import write_json
 from dgm_fast.train.interrupt import StopSignals
+from dgm_fast.train.plots import plot_points
 from dgm_fast.train.progress import Progress
 from dgm_fast.train.registry import get_kind
 from dgm_fast.train.run_directory import RunDirectory, RunDirectoryError
@@ -30,6 +31,8 @@ from dgm_fast.train.trainer import Trainer
 # Rows per call of an evaluation: the models chunk their samples, so this only bounds [B, K, D] of a
 # validation bound.
 _EVALUATION_BATCH = 100
+# Images of samples that a run leaves behind, where it leaves any.
+_PICTURES = 20
 
 
 def resolve_device(name: str) -> torch.device:
@@ -116,9 +119,15 @@ def build(
     batch_size = len(dataset.train)
     step = kind.full_batch_step(model, options)
     if step is None:
-        batch_size, step = config.batch_size, _gradient_step(model, config)
+        batch_size = config.batch_size
+        make_step = _gradient_step if kind.make_step is None else kind.make_step
+        step = make_step(model, config)
 
     def evaluate(trained: nn.Module) -> dict[str, float]:
+        if kind.compare is not None:
+            with evaluation(trained, dataset.valid):
+                return dict(kind.compare(trained, dataset.model_input(dataset.valid)))
+        assert kind.validate is not None
         return means(
             per_row(
                 trained,
@@ -140,8 +149,24 @@ def build(
         progress=progress,
         signals=signals,
         on_step=on_step,
+        on_epoch=_pictures(config) if kind.compare is not None else None,
+        batch=dataset.labelled_batch if kind.labelled else None,
     )
     return Session(config, model, dataset, trainer)
+
+
+def _pictures(config: TrainConfig) -> Callable[[Trainer], None]:
+    """Samples every so many epochs: what shows the progress of a model without a likelihood."""
+    every = max(1, config.epochs // _PICTURES)
+
+    def on_epoch(trainer: Trainer) -> None:
+        dataset, run = trainer.dataset, trainer.run
+        if run is None or dataset.image_shape is None:
+            return
+        if trainer.epoch % every == 0 or trainer.epoch == trainer.max_epochs:
+            write_samples(run.epoch_samples_path(trainer.epoch), trainer.model, dataset)
+
+    return on_epoch
 
 
 def _gradient_step(model: nn.Module, config: TrainConfig) -> TrainStep:
@@ -196,36 +221,55 @@ def resume(session: Session, run: RunDirectory, which: str = "last") -> bool:
 def evaluate_test(
     session: Session, on_batch: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
-    """Test figures: importance-sampled NLL and the bound, in nats and bits per dimension."""
+    """Test figures: NLL and bound in nats and bits per dimension; distances without a likelihood."""
     config, dataset = session.config, session.dataset
     kind = get_kind(config.kind)
-    values = per_row(
-        session.model,
-        dataset.test,
-        lambda model, x: kind.test(model, x, config.eval_samples),
-        convert=dataset.model_input,
-        batch_size=_EVALUATION_BATCH,
-        on_batch=on_batch,
-    )
     trainer = session.trainer
     results: dict[str, Any] = {
         "split": "test",
         "rows": len(dataset.test),
-        "eval_samples": config.eval_samples,
         "epochs": trainer.epoch,
         "best_epoch": trainer.best_epoch,
         "best_valid": trainer.best,
         "stopped_early": trainer.stopped_early,
     }
-    results |= summary(values, dataset.num_dims)
+    if kind.compare is not None:
+        with evaluation(session.model, dataset.test):
+            results |= kind.compare(session.model, dataset.model_input(dataset.test))
+    else:
+        results |= _likelihood_figures(session, on_batch)
     bad = [k for k, v in results.items() if isinstance(v, float) and not math.isfinite(v)]
     if bad:
         raise ArithmeticError(f"the test evaluation gave non-finite figures: {', '.join(bad)}")
     return results
 
 
+def _likelihood_figures(
+    session: Session, on_batch: Callable[[int, int], None] | None
+) -> dict[str, Any]:
+    config, dataset = session.config, session.dataset
+    test = get_kind(config.kind).test
+    assert test is not None
+    values = per_row(
+        session.model,
+        dataset.test,
+        lambda model, x: test(model, x, config.eval_samples),
+        convert=dataset.model_input,
+        batch_size=_EVALUATION_BATCH,
+        on_batch=on_batch,
+    )
+    return {"eval_samples": config.eval_samples, **summary(values, dataset.num_dims)}
+
+
+def _write_points(run: RunDirectory, session: Session) -> None:
+    data = session.dataset.test.float()
+    with evaluation(session.model, data):
+        samples = session.model.sample(len(data))  # type: ignore[operator]
+        plot_points(run.samples_path, session.model, data, samples)
+
+
 def write_outputs(session: Session, run: RunDirectory, results: dict[str, Any]) -> list[str]:
-    """Write ``results.json`` and samples, image grids or texts; returns the file names.
+    """Write ``results.json`` and samples: image grids, texts, or a plot of points; returns the file names.
 
     Reconstructions are those of models with a ``reconstruct`` method.
     """
@@ -239,5 +283,8 @@ def write_outputs(session: Session, run: RunDirectory, results: dict[str, Any]) 
     if hasattr(session.model, "decode") and session.dataset.vocabulary is not None:
         write_texts(run.texts_path, session.model, session.dataset)
         written.append(run.texts_path.name)
+    if session.dataset.num_dims == 2 and session.dataset.likelihood == "gaussian":
+        _write_points(run, session)
+        written.append(run.samples_path.name)
     write_json(run.results_path, results)
     return [run.results_path.name, *written]

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class TrainStep(Protocol):
-    """What a trainer runs on each batch. An adversarial family has two optimizers in here.
+    """What a trainer runs on each batch.
 
     ``updating`` is True from the moment parameters begin to change until the trainer clears it: an
     interruption before that can abandon the step, one after it cannot.
@@ -20,8 +20,9 @@ class TrainStep(Protocol):
 
     updating: bool
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Update the model on a batch; returns the loss before the update, detached, a scalar."""
+    def __call__(self, x: Any) -> Tensor:
+        """Update the model on what the data set's ``batch`` gave; returns the loss before the update,
+        detached, a scalar."""
 
     def end_epoch(self) -> None:
         """Advance schedules that count epochs."""

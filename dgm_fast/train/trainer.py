@@ -44,7 +44,7 @@ class Trainer:
     Args:
         model: trained in place; at the end it holds the parameters of the best epoch.
         step: what happens on a batch; see :class:`dgm_fast.train.step.TrainStep`.
-        dataset: its ``batch(indices)`` gives what the step takes, on the device of the model.
+        dataset: on the device of the model.
         order: the order of the rows of its train split.
         evaluate: model -> figures of the validation split; the first is monitored (lower is
             better). It must leave the global random generators as they were.
@@ -54,6 +54,8 @@ class Trainer:
         progress: shows what happens; None shows nothing.
         signals: entered by the caller around more than :meth:`fit`; None handles them in fit only.
         on_step: called after each step with the trainer (logging, tests).
+        on_epoch: called after each epoch and its saves.
+        batch: row indices -> what the step takes; None is the data set's ``batch``.
         checkpoint_every: epochs between saves of ``last.pt``.
     """
 
@@ -71,6 +73,8 @@ class Trainer:
         progress: Progress | None = None,
         signals: StopSignals | None = None,
         on_step: Callable[[Trainer], None] | None = None,
+        on_epoch: Callable[[Trainer], None] | None = None,
+        batch: Callable[[Tensor], Any] | None = None,
         checkpoint_every: int = 1,
     ) -> None:
         for name, value in (("max_epochs", max_epochs), ("checkpoint_every", checkpoint_every)):
@@ -89,6 +93,8 @@ class Trainer:
         self.progress: Progress = progress if progress is not None else Silent()
         self.signals = signals
         self.on_step = on_step
+        self.on_epoch = on_epoch
+        self.batch = dataset.batch if batch is None else batch
         self.checkpoint_every = checkpoint_every
         self.epoch = 0
         self.global_step = 0
@@ -150,10 +156,12 @@ class Trainer:
         figures = self.evaluate(self.model)
         with signals.deferred():
             self._end_epoch(figures, time.perf_counter() - started)
+            if self.on_epoch is not None:
+                self.on_epoch(self)
 
     def _run_step(self, index: Tensor) -> None:
         self._before_step = generator_states()
-        loss = self.step(self.dataset.batch(index))
+        loss = self.step(self.batch(index))
         rows = len(index)
         # Summed on the device in float64: reading a loss each step would synchronise a GPU.
         total = loss.double() * rows
