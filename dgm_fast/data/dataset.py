@@ -77,7 +77,9 @@ class Dataset:
             raise DataError(
                 f"{self.name}: image shape {self.image_shape} does not hold {self.num_dims} pixels"
             )
-        for split, rows in self.splits().items() if self.labels is not None else ():
+        for split, rows in self.splits().items():
+            if self.labels is None:
+                break
             labels = self.labels.get(split)
             if labels is None or labels.shape != rows.shape[:1] or labels.dtype != torch.long:
                 raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ class AdversarialModel(nn.Module):
         self.latent_dim = latent_dim
         self.num_classes = num_classes
         self.data_range = data_range
-        sizes = {"hidden_sizes": tuple(hidden_sizes), "channels": channels}
+        sizes: dict[str, Any] = {"hidden_sizes": tuple(hidden_sizes), "channels": channels}
         if generator is None:
             inputs = latent_dim if num_classes is None else 2 * latent_dim
             generator = generator_network(
