@@ -335,3 +335,15 @@ X, GIVEN = torch.zeros(2, D), torch.ones(2, D, dtype=torch.bool)
 def test_bad_arguments_are_named(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_the_loss_compiles_in_one_graph(make) -> None:
+    model = make(4).float()
+    x = some(model, 6)
+    compiled = torch.compile(model.loss, backend="aot_eager", fullgraph=True)
+    loss = compiled(x)
+    torch.testing.assert_close(loss, model.loss(x))
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    expected = torch.autograd.grad(model.loss(x), list(model.parameters()))
+    torch.testing.assert_close(gradients, expected)

@@ -255,7 +255,8 @@ def test_initial_values() -> None:
 @pytest.mark.parametrize("make", ALL)
 def test_the_loss_compiles(make) -> None:
     model, x = make(), some(3, L)
-    compiled = torch.compile(model.loss, backend="aot_eager")
+    # Dynamo leaves recurrent layers to themselves.
+    compiled = torch.compile(model.loss, backend="aot_eager", fullgraph=make is gpt)
     torch.testing.assert_close(compiled(x), model.loss(x), rtol=1e-5, atol=1e-5)
 
 
