@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as torch_functional
 from torch import Tensor, nn
 
 from dgm_fast import functional
@@ -13,6 +12,7 @@ from dgm_fast.models._autoregressive import AutoregressiveModel, Condition, chec
 from dgm_fast.models._inputs import check_count
 from dgm_fast.models._mixture import compute_dtype
 from dgm_fast.models._observation import BernoulliObservation
+from dgm_fast.reference import masked as formulas
 
 
 class FVSBN(AutoregressiveModel):
@@ -44,7 +44,7 @@ class FVSBN(AutoregressiveModel):
         """Logits of all conditionals, [B, D]."""
         x = self._data(x)
         self._context(context, len(x))
-        return torch_functional.linear(x.to(self.weight.dtype), self.weight.tril(-1), self.bias)
+        return formulas.fvsbn_logits(x, self.weight, self.bias)
 
     @torch.no_grad()
     def init_output_bias(self, data_mean: Tensor) -> None:
@@ -52,7 +52,7 @@ class FVSBN(AutoregressiveModel):
         self.bias.copy_(BernoulliObservation(self.num_dims).output_bias(data_mean))
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return functional.bernoulli_log_prob(self.conditionals(x), x.to(self.weight.dtype))
+        return functional.fvsbn_log_prob(x, self.weight, self.bias)
 
     def _sample(
         self,
