@@ -310,3 +310,18 @@ def test_bad_arguments_of_the_bernoulli_head(error, match: str, args) -> None:
 def test_bad_arguments_of_the_categorical_head(error, match: str, args, options) -> None:
     with pytest.raises(error, match=match):
         F.linear_categorical_log_prob(*args, **options)
+
+
+def test_compiles_with_symbolic_sizes() -> None:
+    h, weight, bias = layer(9, inputs=4, rows=12)
+
+    def loss(h: Tensor, x: Tensor) -> Tensor:
+        classes = F.linear_categorical_log_prob(h, weight, bias, x, num_classes=4)
+        return (
+            classes + F.linear_bernoulli_log_prob(h, weight[:3], bias[:3], x.clamp(max=1))
+        ).sum()
+
+    compiled = torch.compile(loss, backend="aot_eager", dynamic=True, fullgraph=True)
+    for rows in (9, 7):
+        x = torch.randint(4, (rows, 3), generator=torch.Generator().manual_seed(rows))
+        torch.testing.assert_close(compiled(h[:rows], x), loss(h[:rows], x))

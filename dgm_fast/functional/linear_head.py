@@ -206,7 +206,9 @@ def _keeps_logits(
     if h.dtype not in (torch.float32, torch.float64) or not torch.is_grad_enabled():
         return False
     needed = any(t is not None and t.requires_grad for t in (h, weight, bias))
-    return needed and rows * weight.shape[0] * h.element_size() in KEPT_BYTES
+    size = rows * weight.shape[0] * h.element_size()
+    # Compared, not looked up: of a symbolic size torch.compile cannot tell whether a range holds it.
+    return needed and bool(KEPT_BYTES.start <= size < KEPT_BYTES.stop)
 
 
 def _check_linear(h: Tensor, weight: Tensor, bias: Tensor | None, dim: int) -> None:
