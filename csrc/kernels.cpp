@@ -28,6 +28,7 @@ template const LatentKernels& kernels<LatentKernels>();
 template const LikelihoodKernels& kernels<LikelihoodKernels>();
 template const MixtureKernels& kernels<MixtureKernels>();
 template const NadeKernels& kernels<NadeKernels>();
+template const PixelKernels& kernels<PixelKernels>();
 template const ProductKernels& kernels<ProductKernels>();
 
 } // namespace dgm_fast

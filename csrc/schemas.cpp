@@ -93,6 +93,17 @@ const std::vector<OpSpec>& op_specs() {
        "Tensor",
        {},
        0},
+      {"masked_conv2d",
+       "Tensor x, Tensor weight, Tensor? bias, int mask_type, int data_channels, "
+       "int channel_order, int dilation",
+       "Tensor",
+       {0, 1, 2},
+       0},
+      {"gated_activation",
+       "Tensor x, Tensor? bias, Tensor? condition, int dim",
+       "Tensor",
+       {0, 1, 2},
+       0},
   };
   return specs;
 }

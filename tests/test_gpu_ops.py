@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import cases_latent, cases_likelihood, cases_linear_head, cases_mixture, cases_nade
+from helpers import (
+    cases_latent,
+    cases_likelihood,
+    cases_linear_head,
+    cases_mixture,
+    cases_nade,
+    cases_pixel,
+)
 from helpers.op_checks import (
     DTYPES,
     OpCase,
@@ -25,7 +32,14 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-FAMILIES = (cases_likelihood, cases_latent, cases_mixture, cases_linear_head, cases_nade)
+FAMILIES = (
+    cases_likelihood,
+    cases_latent,
+    cases_mixture,
+    cases_linear_head,
+    cases_nade,
+    cases_pixel,
+)
 CASES = [case.on("cuda") for family in FAMILIES for case in family.CASES]
 LARGE = [case.on("cuda") for family in FAMILIES for case in family.LARGE]
 FIRST = list({case.op: case for case in reversed(CASES)}.values())

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import cases_latent, cases_likelihood, cases_linear_head, cases_mixture, cases_nade
+from helpers import (
+    cases_latent,
+    cases_likelihood,
+    cases_linear_head,
+    cases_mixture,
+    cases_nade,
+    cases_pixel,
+)
 from helpers.op_checks import (
     DTYPES,
     OpCase,
@@ -19,7 +26,14 @@ from helpers.op_checks import (
 
 from dgm_fast import ops
 
-FAMILIES = (cases_likelihood, cases_latent, cases_mixture, cases_linear_head, cases_nade)
+FAMILIES = (
+    cases_likelihood,
+    cases_latent,
+    cases_mixture,
+    cases_linear_head,
+    cases_nade,
+    cases_pixel,
+)
 CASES = [case for family in FAMILIES for case in family.CASES]
 LARGE = [case for family in FAMILIES for case in family.LARGE]
 # One case an op for what is slow to compile.

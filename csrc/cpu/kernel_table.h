@@ -9,6 +9,7 @@
 #include "likelihood_table.h"
 #include "mixture_table.h"
 #include "nade_table.h"
+#include "pixel_table.h"
 #include "product_table.h"
 
 namespace dgm_fast {
@@ -19,6 +20,7 @@ using KernelTable = std::tuple<
     LikelihoodKernels,
     MixtureKernels,
     NadeKernels,
+    PixelKernels,
     ProductKernels>;
 
 } // namespace dgm_fast

@@ -45,6 +45,7 @@ from dgm_fast.functional.nade import (
     rnade_log_prob,
     rnade_sample,
 )
+from dgm_fast.functional.pixel import gated_activation, masked_conv1d, masked_conv2d
 
 __all__ = [
     "approximate_r1_penalty",
@@ -59,6 +60,7 @@ __all__ = [
     "f_divergence_generator_loss",
     "f_divergence_loss",
     "fvsbn_log_prob",
+    "gated_activation",
     "gaussian_kl",
     "gaussian_log_prob",
     "gaussian_mixture_log_prob",
@@ -68,6 +70,8 @@ __all__ = [
     "linear_bernoulli_log_prob",
     "linear_categorical_log_prob",
     "log_mean_exp",
+    "masked_conv1d",
+    "masked_conv2d",
     "masked_linear",
     "nade_categorical_log_prob",
     "nade_categorical_sample",

@@ -46,11 +46,14 @@ from dgm_fast.ops.nade import (
     rnade_log_prob,
     rnade_sample,
 )
+from dgm_fast.ops.pixel import CHANNEL_ORDERS, MASK_TYPES, gated_activation, masked_conv2d
 
 __all__ = [
     "BACKENDS",
+    "CHANNEL_ORDERS",
     "ISA_LEVELS",
     "LIKELIHOODS",
+    "MASK_TYPES",
     "MIXTURES",
     "PACKINGS",
     "SPECS",
@@ -67,6 +70,7 @@ __all__ = [
     "elbo",
     "empty_cache",
     "explain",
+    "gated_activation",
     "gaussian_kl",
     "gaussian_log_prob",
     "gaussian_mixture_log_prob",
@@ -76,6 +80,7 @@ __all__ = [
     "linear_categorical_log_prob",
     "log_mean_exp",
     "machine_isa",
+    "masked_conv2d",
     "missing",
     "nade_categorical_log_prob",
     "nade_categorical_sample",

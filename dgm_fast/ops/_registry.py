@@ -37,6 +37,8 @@ class OpSpec:
     fake: Callable[..., Any]
     # Arguments for a small self-check (doctor) and for tests that run over every op.
     example: Callable[[torch.device, torch.dtype], tuple[Any, ...]]
+    # Of the backward op, where its gradients are not simply contiguous tensors of the arguments' shapes.
+    backward_fake: Callable[..., Any] | None = None
 
 
 SPECS: dict[str, OpSpec] = {}
@@ -63,7 +65,7 @@ def register(spec: OpSpec) -> None:
         return
     ops = {spec.name: ("fwd", spec.fake)}
     if differentiable_arguments(spec.name):
-        ops[f"{spec.name}_backward"] = ("bwd", _backward_fake(spec))
+        ops[f"{spec.name}_backward"] = ("bwd", spec.backward_fake or _backward_fake(spec))
     for op, (suffix, fake) in ops.items():
         torch.library.register_fake(f"{NAMESPACE}::{op}", fake, lib=_library)
         if spec.family in _backend.WITHOUT_TRITON:

@@ -265,3 +265,22 @@ def _nade_units(steps: Tensor, c: Tensor) -> Tensor:
 
 def _compute(t: Tensor) -> torch.dtype:
     return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+def masked_conv(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+    """The usual masked convolution: the whole kernel, times its mask; 2-d or 1-d by the weight."""
+    padding = [k // 2 for k in weight.shape[2:]]
+    conv = F.conv2d if weight.ndim == 4 else F.conv1d
+    return conv(x, weight * mask, bias, padding=padding)
+
+
+def gated_activation(
+    x: Tensor, bias: Tensor | None = None, condition: Tensor | None = None
+) -> Tensor:
+    """x [B, 2 C, H, W], bias [2 C], condition [B, 2 C]."""
+    if bias is not None:
+        x = x + bias.view(-1, 1, 1)
+    if condition is not None:
+        x = x + condition[:, :, None, None]
+    a, b = x.chunk(2, 1)
+    return torch.tanh(a) * torch.sigmoid(b)

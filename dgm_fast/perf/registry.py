@@ -22,6 +22,7 @@ BUILTIN_MODULES = (
     "dgm_fast.perf.cases_mixture",
     "dgm_fast.perf.cases_linear_head",
     "dgm_fast.perf.cases_nade",
+    "dgm_fast.perf.cases_pixel",
 )
 
 Inputs = dict[str, Tensor]

@@ -45,12 +45,19 @@ from dgm_fast.reference.nade import (
     rnade_log_prob,
     rnade_sample,
 )
+from dgm_fast.reference.pixel import (
+    conv_mask,
+    gated_activation,
+    masked_conv1d,
+    masked_conv2d,
+)
 
 __all__ = [
     "adversarial_loss",
     "bernoulli_log_prob",
     "bias_leaky_relu",
     "categorical_log_prob",
+    "conv_mask",
     "degree_mask",
     "discretized_logistic_mixture_log_prob",
     "discriminator_loss",
@@ -58,6 +65,7 @@ __all__ = [
     "f_divergence_generator_loss",
     "f_divergence_loss",
     "fvsbn_log_prob",
+    "gated_activation",
     "gaussian_kl",
     "gaussian_log_prob",
     "gaussian_mixture_log_prob",
@@ -69,6 +77,8 @@ __all__ = [
     "linear_bernoulli_log_prob",
     "linear_categorical_log_prob",
     "log_mean_exp",
+    "masked_conv1d",
+    "masked_conv2d",
     "masked_linear",
     "nade_categorical_log_prob",
     "nade_categorical_sample",

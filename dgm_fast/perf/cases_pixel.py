@@ -1,0 +1,192 @@
+"""Benchmark cases of the pixel family: masked convolutions in both memory formats, the gated activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from dgm_fast import functional, reference
+from dgm_fast.perf import plain
+from dgm_fast.perf.cases_likelihood import normal
+from dgm_fast.perf.registry import Builder, Inputs, case
+
+# Live taps of a square kernel of type B.
+LIVE_TAPS = {3: 5, 5: 13, 7: 25}
+# B, C_in, H, W, C_out, k
+HIDDEN_LAYERS = {
+    "small": (8, 16, 8, 8, 16, 3),
+    "medium": (16, 16, 28, 28, 16, 3),
+    "large": (32, 64, 28, 28, 64, 3),
+    "odd": (7, 29, 13, 11, 37, 5),
+}
+IMAGE_GRADS = ("x", "weight", "bias")
+
+
+def _ours(mask_type: str, data_channels: int = 1) -> Callable[..., Tensor]:
+    # The mask is for the rivals.
+    def call(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+        function = functional.masked_conv2d if weight.ndim == 4 else functional.masked_conv1d
+        return function(x, weight, bias, mask_type=mask_type, data_channels=data_channels)
+
+    return call
+
+
+def _inputs(mask_type: str, data_channels: int = 1, channels_last: bool = False) -> Builder:
+    def build(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+        *image, out_channels, kernel = shape
+        x = normal(generator, *image)
+        weight = normal(generator, out_channels, image[1], *[kernel] * (len(image) - 2))
+        weight *= (weight[0].numel() / 2) ** -0.5
+        mask = reference.conv_mask(weight, mask_type=mask_type, data_channels=data_channels)
+        inputs = {"x": x, "weight": weight, "bias": normal(generator, out_channels), "mask": mask}
+        inputs = {name: t.to(dtype) for name, t in inputs.items()}
+        if channels_last:
+            inputs["x"] = inputs["x"].to(memory_format=torch.channels_last)
+        return inputs
+
+    return build
+
+
+def _convolution(
+    variant: str,
+    sizes: Mapping[str, tuple[int, ...]],
+    flops: Callable[[tuple[int, ...]], float],
+    *,
+    mask_type: str = "B",
+    data_channels: int = 1,
+    channels_last: bool = False,
+    grads: tuple[str, ...] = IMAGE_GRADS,
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+    second_order: tuple[str, ...] = (),
+) -> None:
+    case(
+        "masked_conv2d",
+        variant=variant,
+        family="pixel",
+        ours=_ours(mask_type, data_channels),
+        eager=plain.masked_conv,
+        sizes=sizes,
+        dtypes=dtypes,
+        grads=grads,
+        rival_inputs=("mask",),
+        backward_reads=("x", "weight"),
+        flops_per_element=lambda shape: (
+            int(flops(shape)),
+            int((len(grads) - 1) * flops(shape)),
+        ),
+        second_order=second_order,
+    )(_inputs(mask_type, data_channels, channels_last))
+
+
+def _hidden_flops(shape: tuple[int, ...]) -> float:
+    return 2.0 * shape[-2] * LIVE_TAPS[shape[-1]]
+
+
+for _kernel in (3, 5, 7):
+    for _channels_last in (False, True):
+        _sizes = HIDDEN_LAYERS if _kernel == 3 else {"large": (32, 64, 28, 28, 64, _kernel)}
+        _convolution(
+            "_".join(["channels_last"] * _channels_last + [f"{_kernel}x{_kernel}"]),
+            _sizes,
+            _hidden_flops,
+            channels_last=_channels_last,
+            second_order=("small",),
+        )
+_convolution(
+    "channels_last_bfloat16",
+    {"large": (32, 64, 28, 28, 64, 7)},
+    _hidden_flops,
+    channels_last=True,
+    dtypes=(torch.bfloat16,),
+)
+# First layers, whose input needs no gradient: 24 taps; at the centre of RGB, a third of the pairs.
+_convolution(
+    "grey_input",
+    {"medium": (32, 1, 28, 28, 64, 7)},
+    lambda shape: 2.0 * shape[4] * 24,
+    mask_type="A",
+    grads=("weight", "bias"),
+)
+_convolution(
+    "rgb_input",
+    {"medium": (16, 3, 32, 32, 120, 7)},
+    lambda shape: 2.0 * shape[4] * (24 + 1 / 3),
+    mask_type="A",
+    data_channels=3,
+    grads=("weight", "bias"),
+)
+_convolution(
+    "rgb_hidden",
+    {"medium": (16, 120, 32, 32, 120, 3)},
+    lambda shape: 2.0 * shape[4] * (4 + 2 / 3),
+    data_channels=3,
+)
+# B, C_in, L, C_out, k
+_convolution(
+    "causal",
+    {"medium": (32, 64, 256, 64, 9)},
+    lambda shape: 2.0 * shape[3] * 5,
+)
+
+
+GATED_SIZES = {  # B, 2 C, H, W
+    "small": (4, 16, 8, 8),
+    "medium": (16, 64, 28, 28),
+    "large": (32, 256, 28, 28),
+    "odd": (7, 38, 13, 11),
+}
+# An input: an exponential, a quotient, products; backward forms them again.
+GATED_FLOPS = (4, 7)
+
+
+@case(
+    "gated_activation",
+    family="pixel",
+    ours=functional.gated_activation,
+    eager=plain.gated_activation,
+    sizes=GATED_SIZES,
+    dtypes={"large": (torch.float32, torch.bfloat16)},
+    grads=("x",),
+    flops_per_element=GATED_FLOPS,
+    second_order=("small",),
+)
+def gated_inputs(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+    return {"x": normal(generator, *shape).to(dtype)}
+
+
+@case(
+    "gated_activation",
+    variant="channels_last",
+    family="pixel",
+    ours=functional.gated_activation,
+    eager=plain.gated_activation,
+    sizes={"large": GATED_SIZES["large"]},
+    grads=("x",),
+    flops_per_element=GATED_FLOPS,
+)
+def gated_channels_last_inputs(
+    shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
+) -> Inputs:
+    x = gated_inputs(shape, dtype, generator)["x"]
+    return {"x": x.to(memory_format=torch.channels_last)}
+
+
+@case(
+    "gated_activation",
+    variant="conditional",
+    family="pixel",
+    ours=functional.gated_activation,
+    eager=plain.gated_activation,
+    sizes={"medium": GATED_SIZES["medium"], "large": GATED_SIZES["large"]},
+    grads=("x", "bias", "condition"),
+    flops_per_element=GATED_FLOPS,
+)
+def gated_conditional_inputs(
+    shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
+) -> Inputs:
+    inputs = gated_inputs(shape, dtype, generator)
+    inputs["bias"] = normal(generator, shape[1]).to(dtype)
+    inputs["condition"] = normal(generator, *shape[:2]).to(dtype)
+    return inputs
