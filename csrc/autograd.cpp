@@ -5,7 +5,11 @@
 #include "reference_bridge.h"
 #include "registry.h"
 
+#include <algorithm>
+
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -49,6 +53,11 @@ variable_list pop_tensors(Stack& stack) {
   return tensors;
 }
 
+// The argument that backward does without, or -1.
+int64_t dropped_argument(const OpSpec& spec) {
+  return spec.constant_derivative ? spec.differentiable[0] : -1;
+}
+
 struct FusedOp : torch::autograd::Function<FusedOp> {
   static variable_list forward(
       AutogradContext* ctx,
@@ -60,9 +69,11 @@ struct FusedOp : torch::autograd::Function<FusedOp> {
     // the arguments stays as values, with None in the tensors' places.
     variable_list saved;
     std::vector<c10::IValue> values;
+    const auto dropped = dropped_argument(*spec);
     for (const auto& argument : *stack) {
       const bool is_tensor = argument.isTensor();
-      saved.push_back(is_tensor ? argument.toTensor() : Tensor());
+      const bool kept = is_tensor && static_cast<int64_t>(saved.size()) != dropped;
+      saved.push_back(kept ? argument.toTensor() : Tensor());
       values.push_back(is_tensor ? c10::IValue() : argument);
     }
     variable_list outputs;
@@ -79,8 +90,9 @@ struct FusedOp : torch::autograd::Function<FusedOp> {
     ctx->saved_data["op"] = std::string(op->schema().name());
     ctx->saved_data["values"] = c10::ivalue::Tuple::create(std::move(values));
     ctx->set_materialize_grads(false);
-    if (outputs.size() > 1) {
-      ctx->mark_non_differentiable(variable_list(outputs.begin() + 1, outputs.end()));
+    const auto first_plain = outputs.begin() + spec->differentiable_outputs;
+    if (first_plain != outputs.end()) {
+      ctx->mark_non_differentiable(variable_list(first_plain, outputs.end()));
     }
     return outputs;
   }
@@ -90,7 +102,12 @@ struct FusedOp : torch::autograd::Function<FusedOp> {
     const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "");
     const auto& [spec, backward_op] = entry(op);
     const auto count = spec->differentiable.size();
-    const auto saved = ctx->get_saved_variables();
+    auto saved = ctx->get_saved_variables();
+    const auto values = ctx->saved_data["values"].toTuple();
+    const auto num_arguments = values->elements().size();
+    if (const auto dropped = dropped_argument(*spec); dropped >= 0) {
+      saved[dropped] = saved[num_arguments];
+    }
     // The tensor list of forward holds the arguments that are present, and so do its gradients.
     std::vector<int64_t> slot(count, -1);
     int64_t present = 0;
@@ -101,13 +118,14 @@ struct FusedOp : torch::autograd::Function<FusedOp> {
     }
     // Two more for forward's arguments that are no tensors.
     variable_list result(present + 2);
-    if (!grads[0].defined()) {
+    const auto wanted_end = grads.begin() + spec->differentiable_outputs;
+    if (std::none_of(grads.begin(), wanted_end, [](const Tensor& t) { return t.defined(); })) {
       return result;
     }
-    const auto values = ctx->saved_data["values"].toTuple();
-    const auto num_arguments = values->elements().size();
     Stack stack;
-    stack.emplace_back(grads[0]);
+    for (auto grad = grads.begin(); grad != wanted_end; ++grad) {
+      stack.emplace_back(grad->defined() ? c10::IValue(*grad) : c10::IValue());
+    }
     for (size_t i = num_arguments; i < saved.size(); ++i) {
       stack.emplace_back(saved[i]);
     }
@@ -130,6 +148,69 @@ struct FusedOp : torch::autograd::Function<FusedOp> {
       }
     }
     return result;
+  }
+};
+
+// A backward op with a constant derivative, as a function of the incoming gradient: the same factors, transposed.
+//
+// Its arguments are (grad, output, arguments, mask). A second gradient, that of a bias along dimension 1, is the sum
+// of the first over all other dimensions; transposed, it is spread over them.
+struct ConstantBackward : torch::autograd::Function<ConstantBackward> {
+  static variable_list forward(
+      AutogradContext* ctx,
+      const Tensor& grad,
+      const c10::OperatorHandle* op,
+      Stack* stack) {
+    variable_list saved;
+    std::vector<c10::IValue> values;
+    for (size_t i = 1; i < stack->size(); ++i) {
+      const auto& argument = (*stack)[i];
+      saved.push_back(argument.isTensor() ? argument.toTensor().detach() : Tensor());
+      values.push_back(argument.isTensor() ? c10::IValue() : argument);
+    }
+    variable_list outputs;
+    {
+      at::AutoDispatchBelowADInplaceOrView below_autograd;
+      op->callBoxed(stack);
+      outputs = pop_tensors(*stack);
+      stack->clear();
+    }
+    ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["op"] = std::string(op->schema().name());
+    ctx->saved_data["values"] = c10::ivalue::Tuple::create(std::move(values));
+    ctx->set_materialize_grads(false);
+    return outputs;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(
+        ctx->saved_data["op"].toStringRef().c_str(), "");
+    const auto saved = ctx->get_saved_variables();
+    const auto& values = ctx->saved_data["values"].toTuple()->elements();
+    const auto mask = values.back().toBoolList();
+    const Tensor& out = saved[0];
+    Tensor total = mask[0] ? grads[0] : Tensor();
+    if (mask.size() > 1 && mask[1] && grads[1].defined()) {
+      c10::SmallVector<int64_t, 8> shape(out.dim(), 1);
+      shape[1] = -1;
+      const Tensor spread = grads[1].to(out.scalar_type()).reshape(shape);
+      total = total.defined() ? at::add(total, spread) : spread.expand(out.sizes());
+    }
+    if (!total.defined()) {
+      return {Tensor(), Tensor(), Tensor()};
+    }
+    Stack stack;
+    stack.emplace_back(total);
+    for (size_t i = 0; i + 1 < values.size(); ++i) {
+      stack.emplace_back(saved[i].defined() ? c10::IValue(saved[i]) : values[i]);
+    }
+    c10::List<bool> first;
+    for (size_t i = 0; i < mask.size(); ++i) {
+      first.push_back(i == 0);
+    }
+    stack.emplace_back(first);
+    op.callBoxed(stack);
+    return {stack[0].toTensor(), Tensor(), Tensor()};
   }
 };
 
@@ -179,12 +260,32 @@ void backward_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack
   name.resize(name.size() - std::char_traits<char>::length(kBackwardSuffix));
   const auto& spec = op_spec(name);
   const auto grad = (*stack)[first].toTensor();
+  if (spec.constant_derivative) {
+    Stack arguments(
+        std::make_move_iterator(stack->begin() + static_cast<int64_t>(first)),
+        std::make_move_iterator(stack->end()));
+    stack->resize(first);
+    for (auto& output : ConstantBackward::apply(grad, &op, &arguments)) {
+      stack->emplace_back(std::move(output));
+    }
+    return;
+  }
   const auto begin = stack->begin() + static_cast<int64_t>(first) + 1 + spec.saved_outputs;
+  const auto grads_begin = stack->begin() + static_cast<int64_t>(first);
+  const auto grads_end = grads_begin + spec.differentiable_outputs;
+  const std::vector<c10::IValue> grads(grads_begin, grads_end);
   auto gradients = reference_vjp(
-      name, grad, std::vector<c10::IValue>(begin, stack->end() - 1), stack->back());
+      name,
+      grads,
+      std::vector<c10::IValue>(grads_end + spec.saved_outputs, stack->end() - 1),
+      stack->back());
+  const auto like = std::find_if(
+      grads.begin(), grads.end(), [](const c10::IValue& grad) { return grad.isTensor(); });
+  TORCH_CHECK(like != grads.end(), name, kBackwardSuffix, " needs a gradient of some output");
+  const Tensor missing = at::empty({0}, like->toTensor().options());
   stack->resize(first);
   for (auto& gradient : gradients) {
-    stack->emplace_back(gradient.defined() ? gradient : grad.new_empty({0}));
+    stack->emplace_back(gradient.defined() ? gradient : missing);
   }
 }
 

@@ -23,16 +23,20 @@ std::string active_level;
 
 std::vector<at::Tensor> reference_vjp(
     const std::string& op,
-    const at::Tensor& grad,
+    const std::vector<c10::IValue>& grads,
     const std::vector<c10::IValue>& arguments,
     const c10::IValue& mask) {
   py::gil_scoped_acquire gil;
   TORCH_CHECK(reference_vjp_function != nullptr, "dgm_fast: the Python package is not loaded");
-  py::list values;
-  for (const auto& argument : arguments) {
-    values.append(torch::jit::toPyObject(argument));
-  }
-  py::list result = (*reference_vjp_function)(op, grad, values, torch::jit::toPyObject(mask));
+  const auto to_list = [](const std::vector<c10::IValue>& values) {
+    py::list list;
+    for (const auto& value : values) {
+      list.append(torch::jit::toPyObject(value));
+    }
+    return list;
+  };
+  py::list result = (*reference_vjp_function)(
+      op, to_list(grads), to_list(arguments), torch::jit::toPyObject(mask));
   std::vector<at::Tensor> gradients;
   for (const auto& item : result) {
     gradients.push_back(item.is_none() ? at::Tensor() : item.cast<at::Tensor>());
@@ -48,7 +52,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("op_specs", [] {
     py::list result;
     for (const auto& spec : op_specs()) {
-      result.append(py::make_tuple(spec.name, spec.differentiable, spec.saved_outputs));
+      result.append(py::make_tuple(
+          spec.name, spec.differentiable, spec.saved_outputs, spec.differentiable_outputs));
     }
     return result;
   });

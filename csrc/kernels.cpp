@@ -23,12 +23,17 @@ const Family& kernels() {
   return std::get<Family>(*active);
 }
 
+template const AdversarialKernels& kernels<AdversarialKernels>();
+template const AutoregressiveKernels& kernels<AutoregressiveKernels>();
 template const BoundsKernels& kernels<BoundsKernels>();
+template const CouplingKernels& kernels<CouplingKernels>();
 template const LatentKernels& kernels<LatentKernels>();
 template const LikelihoodKernels& kernels<LikelihoodKernels>();
+template const MaskedKernels& kernels<MaskedKernels>();
 template const MixtureKernels& kernels<MixtureKernels>();
 template const NadeKernels& kernels<NadeKernels>();
 template const PixelKernels& kernels<PixelKernels>();
 template const ProductKernels& kernels<ProductKernels>();
+template const SplineKernels& kernels<SplineKernels>();
 
 } // namespace dgm_fast

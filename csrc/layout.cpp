@@ -60,19 +60,6 @@ bool worth_streaming(const at::Tensor& output) {
   return output.defined() && output.nbytes() >= kCacheShare;
 }
 
-namespace {
-
-bool event_contiguous(const at::Tensor& t, int64_t event_ndim) {
-  int64_t expected = 1;
-  for (int64_t d = t.dim() - 1; d >= t.dim() - event_ndim; --d) {
-    if (t.size(d) != 1 && t.stride(d) != expected) {
-      return false;
-    }
-    expected *= t.size(d);
-  }
-  return true;
-}
-
 RowMap row_map(const at::Tensor& t, at::IntArrayRef batch, int64_t event_ndim) {
   RowMap map;
   const int64_t own = t.dim() - event_ndim;
@@ -95,6 +82,19 @@ RowMap row_map(const at::Tensor& t, at::IntArrayRef batch, int64_t event_ndim) {
     ++map.ndim;
   }
   return map;
+}
+
+namespace {
+
+bool event_contiguous(const at::Tensor& t, int64_t event_ndim) {
+  int64_t expected = 1;
+  for (int64_t d = t.dim() - 1; d >= t.dim() - event_ndim; --d) {
+    if (t.size(d) != 1 && t.stride(d) != expected) {
+      return false;
+    }
+    expected *= t.size(d);
+  }
+  return true;
 }
 
 } // namespace

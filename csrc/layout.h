@@ -19,6 +19,9 @@ at::Tensor empty_output(at::IntArrayRef sizes, at::ScalarType dtype);
 // Whether a gradient of this size is written past the caches: larger than what of them is likely ours.
 bool worth_streaming(const at::Tensor& output);
 
+// The offsets of rows of `t`, its last `event_ndim` dimensions, broadcast to `batch`.
+RowMap row_map(const at::Tensor& t, at::IntArrayRef batch, int64_t event_ndim);
+
 // An argument as rows: event entries contiguous, any strides over the batch.
 struct Rows {
   at::Tensor tensor; // keeps the memory of a converted argument

@@ -9,11 +9,11 @@
 
 namespace dgm_fast {
 
-// Gradients of the op's reference formula at `arguments`, contracted with `grad` and connected to the
-// graph of both. Undefined where the mask is false.
+// Gradients of the op's reference formula at `arguments`, contracted with `grads` of its differentiable outputs
+// (None: zero) and connected to the graph of both. Undefined where the mask is false.
 std::vector<at::Tensor> reference_vjp(
     const std::string& op,
-    const at::Tensor& grad,
+    const std::vector<c10::IValue>& grads,
     const std::vector<c10::IValue>& arguments,
     const c10::IValue& mask);
 

@@ -59,6 +59,17 @@ const std::vector<OpSpec>& op_specs() {
        "Tensor",
        {0, 1, 2},
        0},
+      {"masked_linear",
+       "Tensor x, Tensor weight, Tensor? bias, Tensor? in_degrees, Tensor? out_degrees, "
+       "Tensor? kept, bool strict",
+       "Tensor",
+       {0, 1, 2},
+       0},
+      {"fvsbn_log_prob",
+       "Tensor x, Tensor weight, Tensor bias",
+       "(Tensor, Tensor)",
+       {0, 1, 2},
+       2},
       {"nade_log_prob",
        "Tensor x, Tensor W, Tensor c, Tensor V, Tensor b",
        "(Tensor, Tensor)",
@@ -76,6 +87,29 @@ const std::vector<OpSpec>& op_specs() {
        "(Tensor, Tensor)",
        {0, 1, 2, 3, 4, 5, 6, 7, 8, 9},
        2},
+      {"affine_coupling",
+       "Tensor x, Tensor log_scale, Tensor shift, Tensor? where, bool inverse, int event_ndim, "
+       "int scale, float clamp",
+       "(Tensor, Tensor)",
+       {0, 1, 2},
+       0,
+       2},
+      {"actnorm", "Tensor x, Tensor log_scale, Tensor bias, bool inverse", "Tensor", {0, 1, 2}, 0},
+      {"rational_quadratic_spline",
+       "Tensor x, Tensor widths, Tensor heights, Tensor derivatives, Tensor? bound, bool inverse, "
+       "int ends, bool tails, float left, float right, float bottom, float top, "
+       "float min_bin_width, float min_bin_height, float min_derivative, int parameterization, "
+       "bool sum_log_det",
+       "(Tensor, Tensor)",
+       {0, 1, 2, 3},
+       0,
+       2},
+      {"logistic_mixture_cdf",
+       "Tensor x, Tensor logits, Tensor means, Tensor log_scales, bool inverse",
+       "(Tensor, Tensor)",
+       {0, 1, 2, 3},
+       1,
+       2},
       {"nade_sample",
        "Tensor W, Tensor c, Tensor V, Tensor b, Tensor noise, Tensor? values, Tensor? given",
        "Tensor",
@@ -86,6 +120,19 @@ const std::vector<OpSpec>& op_specs() {
        "Tensor",
        {},
        0},
+      {"adversarial_loss",
+       "Tensor fake, Tensor? real, int fake_term, int real_term, float alpha, float pi",
+       "(Tensor, Tensor, Tensor)",
+       {0, 1},
+       3},
+      {"norm_penalty",
+       "Tensor gradient, float weight, float center, bool one_sided",
+       "(Tensor, Tensor)",
+       {0},
+       2},
+      {"interpolate", "Tensor real, Tensor fake, Tensor eps", "Tensor", {}, 0},
+      {"leaky_relu", "Tensor x, float slope", "Tensor", {0}, 1, 1, true},
+      {"bias_leaky_relu", "Tensor x, Tensor bias, float slope", "Tensor", {0, 1}, 1, 1, true},
       {"rnade_sample",
        "Tensor W, Tensor c, Tensor? V_logits, Tensor? b_logits, Tensor V_means, Tensor b_means, "
        "Tensor V_log_scales, Tensor b_log_scales, Tensor? activation_scale, Tensor noise, "
@@ -103,6 +150,13 @@ const std::vector<OpSpec>& op_specs() {
        "Tensor x, Tensor? bias, Tensor? condition, int dim",
        "Tensor",
        {0, 1, 2},
+       0},
+      {"autoregressive_inverse",
+       "Tensor z, Tensor[] weights, Tensor[] biases, Tensor[] degrees, Tensor[] gates, Tensor? order, "
+       "int activation, float activation_parameter, int transform, int mode, float clamp, "
+       "bool inverse, Tensor? values, Tensor? given",
+       "(Tensor, Tensor)",
+       {},
        0},
   };
   return specs;
@@ -126,7 +180,14 @@ const OpSpec& op_spec(const std::string& name) {
 namespace {
 
 std::string backward_schema(const OpSpec& spec) {
-  std::string text = std::string(spec.name) + kBackwardSuffix + "(Tensor grad, ";
+  std::string text = std::string(spec.name) + kBackwardSuffix + "(";
+  if (spec.differentiable_outputs == 1) {
+    text += "Tensor grad, ";
+  } else {
+    for (int64_t i = 0; i < spec.differentiable_outputs; ++i) {
+      text += "Tensor? grad_" + std::to_string(i) + ", ";
+    }
+  }
   for (int64_t i = 0; i < spec.saved_outputs; ++i) {
     text += "Tensor saved_" + std::to_string(i) + ", ";
   }

@@ -4,23 +4,33 @@
 
 #include <tuple>
 
+#include "adversarial_table.h"
+#include "autoregressive_table.h"
 #include "bounds_table.h"
+#include "coupling_table.h"
 #include "latent_table.h"
 #include "likelihood_table.h"
+#include "masked_table.h"
 #include "mixture_table.h"
 #include "nade_table.h"
 #include "pixel_table.h"
 #include "product_table.h"
+#include "spline_table.h"
 
 namespace dgm_fast {
 
 using KernelTable = std::tuple<
+    AdversarialKernels,
+    AutoregressiveKernels,
     BoundsKernels,
+    CouplingKernels,
     LatentKernels,
     LikelihoodKernels,
+    MaskedKernels,
     MixtureKernels,
     NadeKernels,
     PixelKernels,
-    ProductKernels>;
+    ProductKernels,
+    SplineKernels>;
 
 } // namespace dgm_fast

@@ -395,8 +395,9 @@ void conv_backward(const MaskedConvGradArgs& args) {
       if (args.sums != nullptr) {
         sums.emplace(in, live, static_cast<A*>(args.sums) + part * total);
       }
-      const auto range = chunk_range(shares.count(), parts, part);
-      for (int64_t i = range.begin; i < range.end; ++i) {
+      // In proportion, so that no part stays empty while others hold several shares.
+      const int64_t last = shares.count() * (part + 1) / parts;
+      for (int64_t i = shares.count() * part / parts; i < last; ++i) {
         const auto share = shares[i];
         const int64_t rows = share.end - share.begin;
         grad.load(

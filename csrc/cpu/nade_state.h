@@ -2,106 +2,13 @@
 #pragma once
 
 #include "dispatch.h"
+#include "scratch.h"
+#include "sums.h"
 
-#include <new>
 #include <vector>
 
 namespace dgm_fast {
 inline namespace CPU_CAPABILITY {
-
-// What a thread's scratch was made of, kept for its next call: malloc gives memory at the end of its heap back to the
-// system, and the page faults of taking it again cost as much as a small kernel.
-class ScratchPool {
- public:
-  struct Piece {
-    void* data;
-    size_t bytes;
-  };
-
-  static ScratchPool& of_thread() {
-    static thread_local ScratchPool pool;
-    return pool;
-  }
-
-  ScratchPool() = default;
-  ScratchPool(const ScratchPool&) = delete;
-  ScratchPool& operator=(const ScratchPool&) = delete;
-
-  ~ScratchPool() {
-    for (const Piece& piece : free_) {
-      release(piece);
-    }
-  }
-
-  // The smallest piece that is large enough, and not so large that another will want it more.
-  Piece take(size_t bytes) {
-    auto best = free_.end();
-    for (auto piece = free_.begin(); piece != free_.end(); ++piece) {
-      if (piece->bytes >= bytes && piece->bytes <= 4 * bytes + kAlignment &&
-          (best == free_.end() || piece->bytes < best->bytes)) {
-        best = piece;
-      }
-    }
-    if (best == free_.end()) {
-      return {::operator new(bytes, std::align_val_t(kAlignment)), bytes};
-    }
-    const Piece found = *best;
-    free_.erase(best);
-    kept_ -= found.bytes;
-    return found;
-  }
-
-  void give(Piece piece) {
-    while (!free_.empty() && kept_ + piece.bytes > kMaxKept) {
-      kept_ -= free_.front().bytes;
-      release(free_.front());
-      free_.erase(free_.begin());
-    }
-    if (piece.bytes > kMaxKept) {
-      release(piece);
-      return;
-    }
-    free_.push_back(piece);
-    kept_ += piece.bytes;
-  }
-
- private:
-  static constexpr size_t kAlignment = 64;
-  static constexpr size_t kMaxKept = 16 << 20;
-
-  static void release(Piece piece) {
-    ::operator delete(piece.data, std::align_val_t(kAlignment));
-  }
-
-  std::vector<Piece> free_; // oldest first
-  size_t kept_ = 0;
-};
-
-// Room for numbers, aligned to cache lines, not initialised.
-template <typename A>
-class Scratch {
- public:
-  explicit Scratch(int64_t count)
-      : piece_(ScratchPool::of_thread().take(std::max<int64_t>(1, count) * sizeof(A))) {}
-
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-
-  ~Scratch() {
-    ScratchPool::of_thread().give(piece_);
-  }
-
-  A* data() const {
-    return static_cast<A*>(piece_.data);
-  }
-
- private:
-  ScratchPool::Piece piece_;
-};
-
-inline int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 // Infinite biases act as very large ones: a sum that has been infinite could not be compensated.
 template <typename A>
@@ -120,70 +27,6 @@ inline Vec<float> hidden_unit(const Vec<float>& v) {
 
 inline Vec<double> hidden_unit(const Vec<double>& v) {
   return Vec<double>(1) / (Vec<double>(1) + v.neg().exp());
-}
-
-// A sum with the rounding errors of its additions beside it. Float alone would drift by the size of the largest
-// pre-activation, where a cumulative sum of PyTorch keeps its sums in double.
-template <typename A>
-struct CompensatedSum {
-  Vec<A> sum, error;
-
-  static CompensatedSum load(const A* sum, const A* error) {
-    return {Vec<A>::loadu(sum), Vec<A>::loadu(error)};
-  }
-
-  void store(A* to_sum, A* to_error) const {
-    sum.store(to_sum);
-    error.store(to_error);
-  }
-
-  Vec<A> value() const {
-    if constexpr (std::is_same_v<A, double>) {
-      return sum;
-    } else {
-      return sum + error;
-    }
-  }
-
-  // Knuth's two-sum: exact for any order of magnitudes.
-  void add(const Vec<A>& term) {
-    if constexpr (std::is_same_v<A, double>) {
-      sum = sum + term;
-    } else {
-      const Vec<A> total = sum + term;
-      const Vec<A> used = total - sum;
-      error = error + ((sum - (total - used)) + (term - used));
-      sum = total;
-    }
-  }
-
-  void add_product(const Vec<A>& x, const Vec<A>& w) {
-    if constexpr (std::is_same_v<A, double>) {
-      sum = at::vec::fmadd(x, w, sum);
-    } else {
-      const Vec<A> product = x * w;
-      error = error + at::vec::fmsub(x, w, product);
-      add(product);
-    }
-  }
-};
-
-// to[c, r] = from[r, c]
-template <typename A>
-inline void transpose(
-    const A* from, int64_t from_stride, int64_t rows, int64_t columns, A* to, int64_t to_stride) {
-  constexpr int64_t kTile = 16;
-  for (int64_t c = 0; c < columns; c += kTile) {
-    for (int64_t r = 0; r < rows; r += kTile) {
-      at::vec::transpose_mxn<A>(
-          from + r * from_stride + c,
-          from_stride,
-          to + c * to_stride + r,
-          to_stride,
-          static_cast<int>(std::min(kTile, rows - r)),
-          static_cast<int>(std::min(kTile, columns - c)));
-    }
-  }
 }
 
 // Sums over the rows of from [rows, size], in blocks of rows: shorter sums round less.

@@ -78,5 +78,51 @@ class RowSums {
   bool folded_ = false;
 };
 
+// A sum with the rounding errors of its additions beside it. Float alone would drift by the size of the largest
+// pre-activation, where a cumulative sum of PyTorch keeps its sums in double.
+template <typename A>
+struct CompensatedSum {
+  Vec<A> sum, error;
+
+  static CompensatedSum load(const A* sum, const A* error) {
+    return {Vec<A>::loadu(sum), Vec<A>::loadu(error)};
+  }
+
+  void store(A* to_sum, A* to_error) const {
+    sum.store(to_sum);
+    error.store(to_error);
+  }
+
+  Vec<A> value() const {
+    if constexpr (std::is_same_v<A, double>) {
+      return sum;
+    } else {
+      return sum + error;
+    }
+  }
+
+  // Knuth's two-sum: exact for any order of magnitudes.
+  void add(const Vec<A>& term) {
+    if constexpr (std::is_same_v<A, double>) {
+      sum = sum + term;
+    } else {
+      const Vec<A> total = sum + term;
+      const Vec<A> used = total - sum;
+      error = error + ((sum - (total - used)) + (term - used));
+      sum = total;
+    }
+  }
+
+  void add_product(const Vec<A>& x, const Vec<A>& w) {
+    if constexpr (std::is_same_v<A, double>) {
+      sum = at::vec::fmadd(x, w, sum);
+    } else {
+      const Vec<A> product = x * w;
+      error = error + at::vec::fmsub(x, w, product);
+      add(product);
+    }
+  }
+};
+
 } // namespace CPU_CAPABILITY
 } // namespace dgm_fast

@@ -20,7 +20,29 @@ from dgm_fast.ops._extension import (
     runnable_isas,
     use_isa,
 )
-from dgm_fast.ops._registry import SPECS, OpSpec, differentiable_arguments
+from dgm_fast.ops._registry import (
+    SPECS,
+    OpSpec,
+    differentiable_arguments,
+    differentiable_outputs,
+    saved_outputs,
+)
+from dgm_fast.ops.adversarial import (
+    adversarial_loss,
+    bias_leaky_relu,
+    interpolate,
+    leaky_relu,
+    norm_penalty,
+    term_code,
+)
+from dgm_fast.ops.autoregressive import (
+    ACTIVATIONS,
+    AFFINE_SCALES,
+    ELEMENT_MAPS,
+    autoregressive_inverse,
+)
+from dgm_fast.ops.coupling import SCALES, actnorm, affine_coupling
+from dgm_fast.ops.critic_step import critic_step
 from dgm_fast.ops.latent import elbo, gaussian_kl, iwae_bound, log_mean_exp, reparameterize
 from dgm_fast.ops.likelihood import (
     LIKELIHOODS,
@@ -33,6 +55,7 @@ from dgm_fast.ops.linear_head import (
     linear_bernoulli_log_prob,
     linear_categorical_log_prob,
 )
+from dgm_fast.ops.masked import fvsbn_log_prob, masked_linear
 from dgm_fast.ops.mixture import (
     discretized_logistic_mixture_log_prob,
     gaussian_mixture_log_prob,
@@ -47,49 +70,77 @@ from dgm_fast.ops.nade import (
     rnade_sample,
 )
 from dgm_fast.ops.pixel import CHANNEL_ORDERS, MASK_TYPES, gated_activation, masked_conv2d
+from dgm_fast.ops.spline import (
+    PARAMETERIZATIONS,
+    SPLINE_ENDS,
+    logistic_mixture_cdf,
+    rational_quadratic_spline,
+)
 
 __all__ = [
+    "ACTIVATIONS",
+    "AFFINE_SCALES",
     "BACKENDS",
     "CHANNEL_ORDERS",
+    "ELEMENT_MAPS",
     "ISA_LEVELS",
     "LIKELIHOODS",
     "MASK_TYPES",
     "MIXTURES",
     "PACKINGS",
+    "PARAMETERIZATIONS",
+    "SCALES",
     "SPECS",
+    "SPLINE_ENDS",
     "WITHOUT_TRITON",
     "OpSpec",
     "active_isa",
+    "actnorm",
+    "adversarial_loss",
+    "affine_coupling",
+    "autoregressive_inverse",
     "backend",
     "bernoulli_log_prob",
+    "bias_leaky_relu",
     "built_isas",
     "categorical_log_prob",
     "check_values",
+    "critic_step",
     "differentiable_arguments",
+    "differentiable_outputs",
     "discretized_logistic_mixture_log_prob",
     "elbo",
     "empty_cache",
     "explain",
+    "fvsbn_log_prob",
     "gated_activation",
     "gaussian_kl",
     "gaussian_log_prob",
     "gaussian_mixture_log_prob",
     "get_backend",
+    "interpolate",
     "iwae_bound",
+    "leaky_relu",
     "linear_bernoulli_log_prob",
     "linear_categorical_log_prob",
     "log_mean_exp",
+    "logistic_mixture_cdf",
     "machine_isa",
     "masked_conv2d",
+    "masked_linear",
     "missing",
     "nade_categorical_log_prob",
     "nade_categorical_sample",
     "nade_log_prob",
     "nade_sample",
+    "norm_penalty",
+    "rational_quadratic_spline",
     "reparameterize",
     "rnade_log_prob",
     "rnade_sample",
     "runnable_isas",
+    "saved_outputs",
+    "term_code",
     "use_isa",
     "use_kernel",
     "values_checked",

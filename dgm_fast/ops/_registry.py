@@ -12,7 +12,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class OpSpec:
 
     ``reference`` and ``fake`` take the arguments of the schema, in its order. The Triton launchers are
     ``dgm_fast.kernels.<family>.<name>_fwd`` and ``_bwd``, with the signatures of the op and of its
-    backward op. An op without differentiable arguments (a sampler) has no backward.
+    backward op (``csrc/registry.h``). An op without differentiable arguments (a sampler) has no backward.
     """
 
     name: str
@@ -37,23 +37,42 @@ class OpSpec:
     fake: Callable[..., Any]
     # Arguments for a small self-check (doctor) and for tests that run over every op.
     example: Callable[[torch.device, torch.dtype], tuple[Any, ...]]
-    # Of the backward op, where its gradients are not simply contiguous tensors of the arguments' shapes.
+    # Shapes and strides of the backward op where they are not those of contiguous gradients.
     backward_fake: Callable[..., Any] | None = None
 
 
 SPECS: dict[str, OpSpec] = {}
 
-# name -> (indices of differentiable arguments, number of saved outputs), as the extension declares.
-_SCHEMAS: dict[str, tuple[tuple[int, ...], int]] = {}
+
+class _Schema(NamedTuple):
+    """As the extension declares an op."""
+
+    differentiable: tuple[int, ...]  # arguments
+    saved: int  # leading outputs that backward takes
+    differentiable_outputs: int  # leading outputs
+
+
+_SCHEMAS: dict[str, _Schema] = {}
 _library: torch.library.Library | None = None
 
 if _extension.extension is not None:
     _library = torch.library.Library(NAMESPACE, "FRAGMENT")
-    _SCHEMAS = {name: (tuple(diff), saved) for name, diff, saved in _extension.extension.op_specs()}
+    _SCHEMAS = {
+        name: _Schema(tuple(arguments), saved, outputs)
+        for name, arguments, saved, outputs in _extension.extension.op_specs()
+    }
 
 
 def differentiable_arguments(name: str) -> tuple[int, ...]:
-    return _SCHEMAS[name][0]
+    return _SCHEMAS[name].differentiable
+
+
+def differentiable_outputs(name: str) -> int:
+    return _SCHEMAS[name].differentiable_outputs if name in _SCHEMAS else 1
+
+
+def saved_outputs(name: str) -> int:
+    return _SCHEMAS[name].saved
 
 
 def register(spec: OpSpec) -> None:
@@ -86,14 +105,15 @@ def registered(name: str) -> Callable[..., Any]:
 
 
 def _backward_fake(spec: OpSpec) -> Callable[..., Any]:
-    differentiable, saved = _SCHEMAS[spec.name]
+    differentiable, saved, num_grads = _SCHEMAS[spec.name]
 
-    def fake(grad: Tensor, *rest: Any) -> Any:
-        args, mask = rest[saved:-1], rest[-1]
+    def fake(*values: Any) -> Any:
+        args, mask = values[num_grads + saved : -1], values[-1]
+        like = next(grad for grad in values[:num_grads] if grad is not None)
         grads = tuple(
             args[i].new_empty(args[i].shape if wanted else 0)
             if args[i] is not None
-            else grad.new_empty(0)
+            else like.new_empty(0)
             for i, wanted in zip(differentiable, mask, strict=True)
         )
         return grads[0] if len(grads) == 1 else grads
@@ -132,13 +152,14 @@ def _route_cpu(op: str, launch: Callable[..., Any]) -> None:
 
 
 def reference_vjp(
-    name: str, grad: Tensor, args: Sequence[Any], mask: Sequence[bool]
+    name: str, upstream: Sequence[Tensor | None], args: Sequence[Any], mask: Sequence[bool]
 ) -> list[Tensor | None]:
     """The backward of an op through its reference formula, differentiable to any order.
 
-    The extension calls this when a backward runs with grad mode on (``create_graph=True``).
+    ``upstream`` has a gradient of every differentiable output, None for zero. The extension calls this
+    when a backward runs with grad mode on (``create_graph=True``).
     """
-    differentiable, _ = _SCHEMAS[name]
+    differentiable = _SCHEMAS[name].differentiable
     args = list(args)
     wanted = []
     with torch.enable_grad():
@@ -149,10 +170,19 @@ def reference_vjp(
                 args[i] = alias if alias.requires_grad else alias.detach().requires_grad_()
                 wanted.append(args[i])
         out = SPECS[name].reference(*args)
-        out = out[0] if isinstance(out, tuple) else out
+        outputs = out if isinstance(out, tuple) else (out,)
+        reached = [
+            (value, grad.to(value.dtype))
+            for value, grad in zip(outputs, upstream, strict=False)
+            if grad is not None and value.requires_grad
+        ]
         grads = iter(
             torch.autograd.grad(
-                out, wanted, grad.to(out.dtype), create_graph=True, materialize_grads=True
+                [value for value, _ in reached],
+                wanted,
+                [grad for _, grad in reached],
+                create_graph=True,
+                materialize_grads=True,
             )
         )
     return [next(grads) if needed else None for needed in mask]

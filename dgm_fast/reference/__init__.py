@@ -15,6 +15,8 @@ from dgm_fast.reference.adversarial import (
     leaky_relu,
     norm_penalty,
 )
+from dgm_fast.reference.autoregressive import ACTIVATIONS, autoregressive_inverse
+from dgm_fast.reference.coupling import actnorm, affine_coupling
 from dgm_fast.reference.latent import (
     elbo,
     gaussian_kl,
@@ -51,9 +53,14 @@ from dgm_fast.reference.pixel import (
     masked_conv1d,
     masked_conv2d,
 )
+from dgm_fast.reference.spline import logistic_mixture_cdf, rational_quadratic_spline
 
 __all__ = [
+    "ACTIVATIONS",
+    "actnorm",
     "adversarial_loss",
+    "affine_coupling",
+    "autoregressive_inverse",
     "bernoulli_log_prob",
     "bias_leaky_relu",
     "categorical_log_prob",
@@ -77,6 +84,7 @@ __all__ = [
     "linear_bernoulli_log_prob",
     "linear_categorical_log_prob",
     "log_mean_exp",
+    "logistic_mixture_cdf",
     "masked_conv1d",
     "masked_conv2d",
     "masked_linear",
@@ -85,6 +93,7 @@ __all__ = [
     "nade_log_prob",
     "nade_sample",
     "norm_penalty",
+    "rational_quadratic_spline",
     "reparameterize",
     "rnade_log_prob",
     "rnade_sample",

@@ -51,3 +51,11 @@ def log_weights(logits: Tensor, dim: int) -> Tensor:
     empty = highest == -math.inf
     weights = torch.log_softmax(torch.where(empty, 0.0, logits), dim)
     return torch.where(empty, -math.inf, weights)
+
+
+def draw_class(logits: Tensor, noise: Tensor) -> Tensor:
+    """The first class [...] whose cumulative probability passes the uniform noise [...]."""
+    cdf = torch.softmax(logits, -1).cumsum(-1)
+    # Scaled by the rounded total, so that the last class is never drawn for its rounding error.
+    drawn = (cdf <= noise.unsqueeze(-1) * cdf[..., -1:]).sum(-1)
+    return drawn.clamp(max=logits.shape[-1] - 1)

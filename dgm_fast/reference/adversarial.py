@@ -263,10 +263,10 @@ def f_divergence_generator_loss(
 
 
 def interpolate(real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
-    """eps real + (1 - eps) fake, one eps a sample [B]."""
+    """eps real + (1 - eps) fake, one eps a sample [B]. Of detached samples: a penalty's x is a leaf."""
     dtype = compute_dtype(real, fake, eps)
     eps = eps.to(dtype).reshape(-1, *(1,) * (real.ndim - 1))
-    out = eps * real.to(dtype) + (1.0 - eps) * fake.to(dtype)
+    out = eps * real.detach().to(dtype) + (1.0 - eps) * fake.detach().to(dtype)
     return out.to(torch.promote_types(real.dtype, fake.dtype))
 
 

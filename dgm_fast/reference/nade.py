@@ -14,7 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgm_fast.reference._common import LOG_2PI, compute_dtype, log_sum_exp, log_weights
+from dgm_fast.reference._common import (
+    LOG_2PI,
+    compute_dtype,
+    draw_class,
+    log_sum_exp,
+    log_weights,
+)
 from dgm_fast.reference.likelihood import bernoulli_log_prob, categorical_log_prob
 from dgm_fast.reference.mixture import max_log_inverse_scale
 
@@ -153,7 +159,7 @@ def nade_categorical_sample(
     noise = noise.to(W.dtype)
 
     def draw(d: int, units: Tensor) -> Tensor:
-        return _draw_class(units @ V[d].t() + b[d], noise[:, d])
+        return draw_class(units @ V[d].t() + b[d], noise[:, d])
 
     def step(d: int, x: Tensor) -> Tensor:
         return W[:, d].t()[x.long()]
@@ -195,7 +201,7 @@ def rnade_sample(
             component = (noise[:, d, 0] * num_mixtures).long().clamp(max=num_mixtures - 1)
         else:
             logits = units @ V_logits[d].to(dtype).t() + b_logits[d].to(dtype)
-            component = _draw_class(logits, noise[:, d, 0])
+            component = draw_class(logits, noise[:, d, 0])
         component = component.unsqueeze(-1)
         mean = (units @ V_means[d].t() + b_means[d]).gather(-1, component).squeeze(-1)
         log_scale = units @ V_log_scales[d].t() + b_log_scales[d]
@@ -224,13 +230,6 @@ def _hidden_units(steps: Tensor, c: Tensor, scale: Tensor | None = None) -> Tens
 def _layer(units: Tensor, V: Tensor, b: Tensor) -> Tensor:
     """V_d h_d + b_d for every dimension: [B, D, H], [D, K, H], [D, K] -> [B, D, K]."""
     return torch.einsum("bdh,dkh->bdk", units, V) + b
-
-
-def _draw_class(logits: Tensor, noise: Tensor) -> Tensor:
-    cdf = torch.softmax(logits, -1).cumsum(-1)
-    # Scaled by the rounded total, so that the last class is never drawn for its rounding error.
-    drawn = (cdf <= noise.unsqueeze(-1) * cdf[..., -1:]).sum(-1)
-    return drawn.clamp(max=logits.shape[-1] - 1)
 
 
 def _ancestral(
