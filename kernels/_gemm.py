@@ -45,6 +45,14 @@ def input_rows(p_h, o_r, positions, s_h0, s_h1, ALIGN: tl.constexpr, ROWS: tl.co
 
 
 @triton.jit
+def multiply_add(b_a, b_b, b_sum, PRECISION: tl.constexpr, ACC: tl.constexpr):
+    """a b + sum of tiles."""
+    if _WIDEN:
+        b_a, b_b = b_a.to(ACC), b_b.to(ACC)
+    return tl.dot(b_a, b_b, b_sum, input_precision=PRECISION, out_dtype=ACC)
+
+
+@triton.jit
 def logits_tile(
     p_h,
     p_w,
@@ -74,9 +82,7 @@ def logits_tile(
         o_hk = o_k if ROWS else o_k.to(IDX) * s_h1 * ALIGN
         b_h = tl.load(p_h + o_hk[None, :], mask_h & mask_k[None, :], other=0.0)
         b_w = tl.load(p_rows + o_k[:, None], mask_w[None, :] & mask_k[:, None], other=0.0)
-        if _WIDEN:
-            b_h, b_w = b_h.to(ACC), b_w.to(ACC)
-        b_l = tl.dot(b_h, b_w, b_l, input_precision=PRECISION, out_dtype=ACC)
+        b_l = multiply_add(b_h, b_w, b_l, PRECISION, ACC)
     if p_b is not None:
         # One-dimensional, so that the sums keep the layout of the product.
         b_l += tl.load(p_b + o_w, mask_w, other=0.0).to(ACC)[None, :]
