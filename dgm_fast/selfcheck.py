@@ -136,9 +136,13 @@ def _eager_errors(
 
 
 def _cast(args: Sequence[Any], dtype: torch.dtype) -> tuple[Any, ...]:
-    return tuple(
-        a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
-    )
+    return tuple(_cast_one(a, dtype) for a in args)
+
+
+def _cast_one(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, list):
+        return [_cast_one(v, dtype) for v in value]
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _differentiable(spec: OpSpec, args: Sequence[Any]) -> list[int]:
@@ -151,7 +155,7 @@ def _differentiable(spec: OpSpec, args: Sequence[Any]) -> list[int]:
 def _evaluate(
     spec: OpSpec, function: Callable[..., Any], args: Sequence[Any], seed: int
 ) -> dict[tuple[str, bool], Tensor]:
-    """Outputs and gradients of the first output, by (quantity, is a gradient)."""
+    """Outputs, and gradients of the differentiable ones together, by (quantity, is a gradient)."""
     wanted = _differentiable(spec, args)
     inputs = list(args)
     for i in wanted:
@@ -163,11 +167,11 @@ def _evaluate(
     if not wanted or not outputs[0].requires_grad:
         return results
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(outputs[0].shape, generator=generator)
+    differentiated = outputs[: ops.differentiable_outputs(spec.name)]
     grads = torch.autograd.grad(
-        outputs[0],
+        differentiated,
         [inputs[i] for i in wanted],
-        weight.to(outputs[0]),
+        [torch.randn(o.shape, generator=generator).to(o) for o in differentiated],
         allow_unused=True,
         materialize_grads=True,
     )

@@ -1,5 +1,7 @@
 """The public stateless API. Functions return one number per sample, in nats; losses a scalar."""
 
+from dgm_fast.functional._masked_network import MaskedNetwork
+from dgm_fast.functional.activation import bias_leaky_relu, leaky_relu, relu
 from dgm_fast.functional.adversarial import (
     discriminator_loss,
     f_divergence,
@@ -7,10 +9,20 @@ from dgm_fast.functional.adversarial import (
     f_divergence_loss,
     generator_loss,
 )
+from dgm_fast.functional.autoregressive import autoregressive_inverse
+from dgm_fast.functional.coupling import actnorm, affine_coupling, invertible_linear
 from dgm_fast.functional.critic_loss import critic_loss
+from dgm_fast.functional.element_maps import (
+    AffineMap,
+    BernoulliDraw,
+    CategoricalDraw,
+    ElementMap,
+    MixtureDraw,
+)
 from dgm_fast.functional.gradient_penalty import (
     approximate_r1_penalty,
     dragan_penalty,
+    explain_gradient_penalty,
     gradient_penalty,
     r1_penalty,
     r2_penalty,
@@ -46,16 +58,28 @@ from dgm_fast.functional.nade import (
     rnade_sample,
 )
 from dgm_fast.functional.pixel import gated_activation, masked_conv1d, masked_conv2d
+from dgm_fast.functional.spline import logistic_mixture_cdf, rational_quadratic_spline
 
 __all__ = [
+    "AffineMap",
+    "BernoulliDraw",
+    "CategoricalDraw",
+    "ElementMap",
+    "MaskedNetwork",
+    "MixtureDraw",
+    "actnorm",
+    "affine_coupling",
     "approximate_r1_penalty",
+    "autoregressive_inverse",
     "bernoulli_log_prob",
+    "bias_leaky_relu",
     "categorical_log_prob",
     "critic_loss",
     "discretized_logistic_mixture_log_prob",
     "discriminator_loss",
     "dragan_penalty",
     "elbo",
+    "explain_gradient_penalty",
     "f_divergence",
     "f_divergence_generator_loss",
     "f_divergence_loss",
@@ -66,10 +90,13 @@ __all__ = [
     "gaussian_mixture_log_prob",
     "generator_loss",
     "gradient_penalty",
+    "invertible_linear",
     "iwae_bound",
+    "leaky_relu",
     "linear_bernoulli_log_prob",
     "linear_categorical_log_prob",
     "log_mean_exp",
+    "logistic_mixture_cdf",
     "masked_conv1d",
     "masked_conv2d",
     "masked_linear",
@@ -79,6 +106,8 @@ __all__ = [
     "nade_sample",
     "r1_penalty",
     "r2_penalty",
+    "rational_quadratic_spline",
+    "relu",
     "reparameterize",
     "rnade_log_prob",
     "rnade_sample",

@@ -32,3 +32,9 @@ def reference_with_checks(
         raise_unless_valid(x, valid, needs)
         return call(x)
     return mark_invalid(call(safe(x) if safe else x), valid, event_ndim)
+
+
+def check_given(values: Tensor, given: Tensor, valid: Tensor, needs: str) -> None:
+    """Raise for given values that are not valid, where values are looked at."""
+    if values_visible() and (values.is_cpu or ops.values_checked()):
+        raise_unless_valid(values, valid | ~given, needs)

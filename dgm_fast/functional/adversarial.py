@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgm_fast import reference
+from dgm_fast import ops, reference
 from dgm_fast.functional._checks import check_floating
 from dgm_fast.reference import adversarial as formulas
 from dgm_fast.reference.f_divergence import discrete_f_divergence, gaussian_f_divergence
@@ -204,7 +204,11 @@ def _loss(
     alpha: float = 2.0,
     pi: float = 0.5,
 ) -> Tensor:
-    return reference.adversarial_loss(fake, real, fake_term, real_term, alpha, pi)
+    kernels = [ops.use_kernel(t, "adversarial") for t in (fake, real) if t is not None]
+    if not all(kernels):
+        return reference.adversarial_loss(fake, real, fake_term, real_term, alpha, pi)
+    code = 0 if real_term is None else ops.term_code(real_term)
+    return ops.adversarial_loss(fake, real, ops.term_code(fake_term), code, alpha, pi)[0]
 
 
 def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

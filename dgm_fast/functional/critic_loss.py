@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dgm_fast.functional import gradient_penalty as penalties
+from dgm_fast.functional import _critic_chain as chain
+from dgm_fast.functional import _penalty_methods as methods
+from dgm_fast.functional._penalty_methods import Critic, Penalty
 from dgm_fast.functional.adversarial import KINDS, discriminator_loss
-from dgm_fast.functional.gradient_penalty import Critic
+from dgm_fast.reference.adversarial import DISCRIMINATOR_TERMS
 
 PENALTIES = ("gp", "r1", "r2", None)
 
@@ -27,8 +29,15 @@ def critic_loss(
     method: str = "auto",
     generator: torch.Generator | None = None,
     allow_batch_norm: bool = False,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Tensor:
     r"""Discriminator's loss plus gradient penalty in one call, which shares work between the two.
+
+    With the method "explicit" (:func:`gradient_penalty`; chosen where the critic allows it) the whole step
+    is one op: one forward of real and generated samples, whose first layer gives that of the mixtures too;
+    one signal back; one tangent forward; and one product per layer for the weight gradients of loss and
+    penalty together. R1 and R2 share the signal with the loss; they need one output per sample. The
+    gradients are formed with the value, so that backward hands them out, once.
 
     Args:
         critic: any callable: critic(x), or critic(x, labels) with ``labels``.
@@ -45,6 +54,7 @@ def critic_loss(
         method: as for :func:`gradient_penalty`.
         generator: source of ``eps``.
         allow_batch_norm: as for :func:`gradient_penalty`.
+        scaler: as there.
 
     Returns:
         A scalar, float32 (float64 for float64). Differentiable in the critic's parameters.
@@ -58,34 +68,67 @@ def critic_loss(
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
     if penalty not in PENALTIES:
         raise ValueError(f"penalty must be one of {PENALTIES}, got {penalty!r}")
-    penalties.check_method(method)
-    penalties.check_pair(real, fake)
+    methods.check_pair(real, fake)
+    if penalty is not None:
+        methods.check_batch_norm(critic, allow_batch_norm)
     real, fake = real.detach(), fake.detach()
-    real_logits = penalties.call_critic(critic, real, labels)
-    fake_logits = penalties.call_critic(critic, fake, labels)
-    loss = discriminator_loss(real_logits, fake_logits, kind)
     if penalty == "gp":
-        loss = loss + penalties.gradient_penalty(
-            critic,
-            real,
-            fake,
-            weight=weight,
-            center=center,
-            one_sided=one_sided,
-            eps=eps,
-            labels=labels,
-            method=method,
-            generator=generator,
-            allow_batch_norm=allow_batch_norm,
-        )
-    elif penalty is not None:
+        eps = methods.interpolation_weights(real, eps, generator)
+        options = Penalty(weight, center, one_sided, labels, scaler)
+    else:
+        eps = None
+        options = Penalty(0.5 * weight, 0.0, False, labels, scaler)
+    chosen = _choose(critic, real, fake, labels, penalty, method)
+    if chosen == "explicit":
+        terms = DISCRIMINATOR_TERMS[kind]
+        return methods.explicit(critic, real, fake, eps, terms, penalty, options)
+    if chosen == "exact" and penalty in ("r1", "r2"):
+        return _shared_forward(critic, real, fake, kind, penalty, options)
+    with methods.no_second_derivatives():
+        real_logits = methods.call_critic(critic, real, labels)
+        fake_logits = methods.call_critic(critic, fake, labels)
+    loss = discriminator_loss(real_logits, fake_logits, kind)
+    if penalty is None:
+        return loss
+    if penalty == "gp":
+        assert eps is not None
+        at = methods.interpolated(real, fake, eps)
+    else:
         at = real if penalty == "r1" else fake
-        loss = loss + penalties.r1_penalty(
-            critic,
-            at,
-            weight=weight,
-            labels=labels,
-            method=method,
-            allow_batch_norm=allow_batch_norm,
-        )
-    return loss
+    return loss + methods.penalty_at(critic, at, options, chosen)
+
+
+def _choose(
+    critic: Critic,
+    real: Tensor,
+    fake: Tensor,
+    labels: Tensor | None,
+    penalty: str | None,
+    method: str,
+) -> str:
+    """The method, with what the explicit step of loss and penalty together needs besides."""
+    chosen, _ = methods.choose(critic, real, labels, method)
+    if chosen != "explicit":
+        return chosen
+    obstacle = None
+    if real.dtype != fake.dtype:
+        obstacle = f"real is {real.dtype}, fake {fake.dtype}"
+    elif penalty in ("r1", "r2") and chain.outputs_per_sample(critic, real) != 1:
+        obstacle = "R1 and R2 share the loss's signal only where a sample has one output"
+    if obstacle is None:
+        return chosen
+    if method == "explicit":
+        raise ValueError(f"method 'explicit' cannot take this critic: {obstacle}")
+    return "compiled" if torch.compiler.is_compiling() else "exact"
+
+
+def _shared_forward(
+    critic: Critic, real: Tensor, fake: Tensor, kind: str, penalty: str, options: Penalty
+) -> Tensor:
+    """R1 or R2 by double backward through the outputs that the loss uses."""
+    at, other = (real, fake) if penalty == "r1" else (fake, real)
+    gradient, logits = methods.exact_gradient(critic, at, options)
+    with methods.no_second_derivatives():
+        rest = methods.call_critic(critic, other, options.labels)
+    outs = (logits, rest) if penalty == "r1" else (rest, logits)
+    return discriminator_loss(*outs, kind) + options.of(gradient)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dgm_fast import reference
-from dgm_fast.functional._checks import check_floating
-
-Critic = Callable[..., Tensor]
-METHODS = ("auto", "exact")
+from dgm_fast.functional import _penalty_methods as methods
+from dgm_fast.functional._penalty_methods import Critic, Penalty
 
 
 def gradient_penalty(
@@ -28,6 +22,7 @@ def gradient_penalty(
     method: str = "auto",
     generator: torch.Generator | None = None,
     allow_batch_norm: bool = False,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Tensor:
     r"""Penalty on the gradient of a critic between real and generated data (WGAN-GP).
 
@@ -46,10 +41,23 @@ def gradient_penalty(
         one_sided: count norms above c only (WGAN-LP).
         eps: the interpolation weights, [B] or [B, 1, ...]; None draws them.
         labels: passed on to the critic.
-        method: how the gradient is computed; see :func:`explain_gradient_penalty`.
+        method: how the gradient is computed.
+
+            * "exact": double backward, in which (not in-place) leaky ReLUs have no second derivative.
+            * "explicit": critics that are chains of ``Linear``, ``Conv2d``, ``LeakyReLU``, ``ReLU`` and
+              ``Flatten``: the closed form of the penalty's gradient, all in one op. Differentiable once.
+            * "compiled": one function compiled by ``torch.compile``, or inlined into the compiled function
+              that calls this one. The critic must be a module without a Python ``autograd.Function``.
+            * "finite_difference": the exact value, with a gradient by central differences. Needs first
+              derivatives only: critics with fused attention, recurrent layers, sharding. Exact to about
+              1e-4 for smooth critics; with ReLUs it is another objective: it also sees their kinks
+              move.
+            * "auto": "explicit" where it can, else "compiled" for compiled critics, else "exact";
+              :func:`explain_gradient_penalty` says which and why.
         generator: source of ``eps``.
         allow_batch_norm: take a critic with batch normalisation in training mode, whose samples' gradients
             are mixed.
+        scaler: scales the inner gradient of a critic under float16 autocast, where it would vanish.
 
     Returns:
         A scalar, float32 (float64 for float64). Differentiable in the critic's parameters.
@@ -62,12 +70,12 @@ def gradient_penalty(
     Sources: Gulrajani et al., "Improved Training of Wasserstein GANs" (2017), eq. 3; Petzka et al. (2018),
     eq. 8, for ``one_sided``.
     """
-    check_method(method)
-    check_pair(real, fake)
-    check_batch_norm(critic, allow_batch_norm)
-    eps = interpolation_weights(real, eps, generator)
-    x_hat = reference.interpolate(real.detach(), fake.detach(), eps)
-    return _penalty_at(critic, x_hat, weight, center, one_sided, labels)
+    methods.check_pair(real, fake)
+    methods.check_batch_norm(critic, allow_batch_norm)
+    eps = methods.interpolation_weights(real, eps, generator)
+    x_hat = methods.interpolated(real, fake, eps)
+    penalty = Penalty(weight, center, one_sided, labels, scaler)
+    return methods.penalty_at(critic, x_hat, penalty, method)
 
 
 def r1_penalty(
@@ -78,6 +86,7 @@ def r1_penalty(
     labels: Tensor | None = None,
     method: str = "auto",
     allow_batch_norm: bool = False,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Tensor:
     r"""Zero-centred gradient penalty at real data, :math:`\tfrac\gamma2 E \|\nabla_x D(x)\|^2`.
 
@@ -88,6 +97,7 @@ def r1_penalty(
         labels: passed on to the critic.
         method: as for :func:`gradient_penalty`.
         allow_batch_norm: as there.
+        scaler: as there.
 
     Returns:
         A scalar, float32 (float64 for float64). Differentiable in the critic's parameters.
@@ -97,10 +107,10 @@ def r1_penalty(
 
     Source: Mescheder et al., "Which Training Methods for GANs do actually Converge?" (2018), eq. 9.
     """
-    check_method(method)
-    check_samples("real", real)
-    check_batch_norm(critic, allow_batch_norm)
-    return _penalty_at(critic, real.detach(), 0.5 * weight, 0.0, False, labels)
+    methods.check_samples("real", real)
+    methods.check_batch_norm(critic, allow_batch_norm)
+    penalty = Penalty(0.5 * weight, 0.0, False, labels, scaler)
+    return methods.penalty_at(critic, real.detach(), penalty, method)
 
 
 def r2_penalty(
@@ -111,15 +121,16 @@ def r2_penalty(
     labels: Tensor | None = None,
     method: str = "auto",
     allow_batch_norm: bool = False,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Tensor:
     r"""Zero-centred gradient penalty at generated data, :math:`\tfrac\gamma2 E \|\nabla_x D(G(z))\|^2`.
 
     Arguments, result and errors are those of :func:`r1_penalty`. Source: Mescheder et al. (2018), eq. 10.
     """
-    check_method(method)
-    check_samples("fake", fake)
-    check_batch_norm(critic, allow_batch_norm)
-    return _penalty_at(critic, fake.detach(), 0.5 * weight, 0.0, False, labels)
+    methods.check_samples("fake", fake)
+    methods.check_batch_norm(critic, allow_batch_norm)
+    penalty = Penalty(0.5 * weight, 0.0, False, labels, scaler)
+    return methods.penalty_at(critic, fake.detach(), penalty, method)
 
 
 def dragan_penalty(
@@ -159,12 +170,12 @@ def dragan_penalty(
 
     Source: Kodali et al., "On Convergence and Stability of GANs" (2017), eq. 5 and algorithm 1.
     """
-    check_samples("real", real)
+    methods.check_samples("real", real)
     real = real.detach()
     if noise is None:
         noise = torch.rand(real.shape, dtype=real.dtype, device=real.device, generator=generator)
     else:
-        check_pair(real, noise, "noise")
+        methods.check_pair(real, noise, "noise")
     perturbed = real + 0.5 * real.std() * noise
     return gradient_penalty(
         critic,
@@ -214,98 +225,28 @@ def approximate_r1_penalty(
 
     Source: Lin et al., "Diffusion Adversarial Post-Training for One-Step Video Generation" (2025), eq. 4.
     """
-    check_samples("real", real)
+    methods.check_samples("real", real)
     if not sigma > 0:
         raise ValueError(f"sigma must be positive, got {sigma!r}")
     real = real.detach()
     if noise is None:
         noise = torch.randn(real.shape, dtype=real.dtype, device=real.device, generator=generator)
     else:
-        check_pair(real, noise, "noise")
+        methods.check_pair(real, noise, "noise")
     count = real.shape[0]
     both = torch.cat([real, real + sigma * noise])
-    out = call_critic(critic, both, None if labels is None else torch.cat([labels, labels]))
+    out = methods.call_critic(critic, both, None if labels is None else torch.cat([labels, labels]))
     difference = (out[:count].float() if out.dtype.itemsize < 4 else out[:count]) - out[count:]
-    return weight * difference.flatten(1).square().sum(1).mean()
+    return weight * difference.reshape(count, -1).square().sum(1).mean()
 
 
-def call_critic(critic: Critic, x: Tensor, labels: Tensor | None) -> Tensor:
-    out = critic(x) if labels is None else critic(x, labels)
-    if not isinstance(out, Tensor):
-        raise TypeError(f"critic must return a tensor, got {type(out).__name__}")
-    if out.ndim == 0 or out.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"critic must return one output (or map) per sample, [{x.shape[0]}, ...], "
-            f"got shape {tuple(out.shape)}"
-        )
-    return out
+def explain_gradient_penalty(
+    critic: Critic, real: Tensor, *, labels: Tensor | None = None, method: str = "auto"
+) -> tuple[str, str]:
+    """(method, reason) that a penalty of this critic uses on inputs like ``real``.
 
-
-def _penalty_at(
-    critic: Critic,
-    x: Tensor,
-    weight: float,
-    center: float,
-    one_sided: bool,
-    labels: Tensor | None,
-) -> Tensor:
-    """The penalty by double backward. ``x`` is a tensor of our own."""
-    differentiable = torch.is_grad_enabled()
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        out = call_critic(critic, x, labels)
-        # Samples do not mix: the gradient of the sum holds each sample's own.
-        (grad,) = torch.autograd.grad(out.sum(), x, create_graph=differentiable)
-    return reference.norm_penalty(grad, weight, center, one_sided)[0]
-
-
-def interpolation_weights(
-    real: Tensor, eps: Tensor | None, generator: torch.Generator | None
-) -> Tensor:
-    """One weight per sample, [B], in the dtype sums are formed in."""
-    count = real.shape[0]
-    if eps is None:
-        dtype = torch.float64 if real.dtype == torch.float64 else torch.float32
-        return torch.rand(count, dtype=dtype, device=real.device, generator=generator)
-    check_floating(real=real, eps=eps)
-    if generator is not None:
-        raise ValueError("eps and generator exclude each other")
-    if eps.shape not in ((count,), (count, *(1,) * (real.ndim - 1))):
-        raise ValueError(
-            f"eps must hold one number per sample, [{count}] or [{count}, 1, ...], "
-            f"got shape {tuple(eps.shape)}"
-        )
-    return eps.detach().reshape(count)
-
-
-def check_method(method: str, allowed: tuple[str, ...] = METHODS) -> None:
-    if method not in allowed:
-        raise ValueError(f"method must be one of {allowed}, got {method!r}")
-
-
-def check_samples(name: str, value: Any) -> None:
-    check_floating(**{name: value})
-    if value.ndim == 0 or value.numel() == 0:
-        raise ValueError(f"{name} must hold samples, [B, ...], got shape {tuple(value.shape)}")
-
-
-def check_pair(real: Tensor, fake: Tensor, name: str = "fake") -> None:
-    check_samples("real", real)
-    check_floating(real=real, **{name: fake})
-    if fake.shape != real.shape:
-        raise ValueError(
-            f"{name} has shape {tuple(fake.shape)}, but real has shape {tuple(real.shape)}"
-        )
-
-
-def check_batch_norm(critic: Critic, allowed: bool) -> None:
-    """Batch normalisation couples samples: the gradient of the summed outputs is no sample's own."""
-    if allowed or not isinstance(critic, nn.Module):
-        return
-    for name, module in critic.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            raise ValueError(
-                f"critic has batch normalisation ({name or type(module).__name__}), which makes every "
-                "output depend on the whole batch: its gradient penalty is not that of the samples. Use "
-                "LayerNorm or InstanceNorm, or pass allow_batch_norm=True"
-            )
+    Raises:
+        ValueError: if the method asked for cannot serve the critic; the message says why.
+    """
+    methods.check_samples("real", real)
+    return methods.choose(critic, real, labels, method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dgm_fast import reference
+from dgm_fast import ops, reference
 from dgm_fast.functional._checks import (
     cast_as_linear,
     check_data,
@@ -15,7 +15,7 @@ from dgm_fast.functional._checks import (
     promoted,
     unit_interval,
 )
-from dgm_fast.functional._values import reference_with_checks
+from dgm_fast.functional._values import check_before_kernel, reference_with_checks
 from dgm_fast.functional.likelihood import UNIT_INTERVAL
 
 
@@ -61,6 +61,8 @@ def masked_linear(
     _check_layer(x, weight, bias)
     _check_mask(weight, in_degrees, out_degrees, strict, mask)
     x, weight, bias = cast_as_linear(x, weight, bias)
+    if ops.use_kernel(x, "masked"):
+        return ops.masked_linear(x, weight, bias, in_degrees, out_degrees, mask, strict)
     return reference.masked_linear(
         x, weight, bias, in_degrees, out_degrees, strict=strict, mask=mask
     )
@@ -104,7 +106,11 @@ def fvsbn_log_prob(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         )
     check_same_device("x", x, "weight", weight)
     weight, bias = promoted(weight, bias)
-    lead, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
+    lead, x = x.shape[:-1], x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    if ops.use_kernel(weight, "masked"):
+        if not x.is_cpu:
+            check_before_kernel(x, lambda: unit_interval(x), UNIT_INTERVAL)
+        return ops.fvsbn_log_prob(x, weight, bias)[0].reshape(lead)
     return reference_with_checks(
         lambda data: reference.fvsbn_log_prob(data, weight, bias),
         x,

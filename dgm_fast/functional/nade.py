@@ -14,15 +14,12 @@ from dgm_fast.functional._checks import (
     check_tensor,
     class_index,
     promoted,
-    raise_unless_valid,
     unit_interval,
-    values_visible,
 )
-from dgm_fast.functional._values import check_before_kernel, reference_with_checks
+from dgm_fast.functional._conditions import Condition, check_condition
+from dgm_fast.functional._values import check_before_kernel, check_given, reference_with_checks
 from dgm_fast.functional.likelihood import UNIT_INTERVAL, class_range
 from dgm_fast.reference._common import compute_dtype
-
-Condition = tuple[Tensor, Tensor]
 
 
 def nade_log_prob(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor) -> Tensor:
@@ -222,13 +219,13 @@ def nade_sample(
     _check_binary(W, c, V, b)
     W, c, V, b = promoted(W, c, V, b)
     noise = _noise(num_samples, W, (), generator, noise)
-    values, given = _condition(conditioned_on, num_samples, W)
+    values, given = check_condition(conditioned_on, (num_samples, W.shape[1]), "W", W)
     if ops.use_kernel(W, "nade"):
         if values is not None and given is not None and not W.is_cpu:
-            _check_given(values, given, unit_interval(values), UNIT_INTERVAL)
+            check_given(values, given, unit_interval(values), UNIT_INTERVAL)
         return ops.nade_sample(W, c, V, b, noise, values, given)
     if values is not None and given is not None:
-        _check_given(values, given, unit_interval(values), UNIT_INTERVAL)
+        check_given(values, given, unit_interval(values), UNIT_INTERVAL)
     return reference.nade_sample(W, c, V, b, noise, values, given)
 
 
@@ -272,10 +269,10 @@ def nade_categorical_sample(
     num_classes = _check_categorical(W, c, V, b)
     W, c, V, b = promoted(W, c, V, b)
     noise = _noise(num_samples, W, (), generator, noise)
-    values, given = _condition(conditioned_on, num_samples, W)
+    values, given = check_condition(conditioned_on, (num_samples, W.shape[1]), "W", W)
     kernel = ops.use_kernel(W, "nade")
     if values is not None and given is not None and not (kernel and W.is_cpu):
-        _check_given(values, given, class_index(values, num_classes), class_range(num_classes))
+        check_given(values, given, class_index(values, num_classes), class_range(num_classes))
         # What is not given may be anything, and what is given and wrong must not index past the weights.
         values = values.clamp(0, num_classes - 1)
     if kernel:
@@ -341,7 +338,7 @@ def rnade_sample(
         noise[..., 1].clamp_(min=0.5 * torch.finfo(noise.dtype).eps)
     else:
         noise = _noise(num_samples, W, (2,), generator, noise)
-    values, given = _condition(conditioned_on, num_samples, W)
+    values, given = check_condition(conditioned_on, (num_samples, W.shape[1]), "W", W)
     if ops.use_kernel(W, "nade"):
         return ops.rnade_sample(
             W, c, *heads, activation_scale, noise, values, given, ops.MIXTURES[mixture]
@@ -480,35 +477,3 @@ def _noise(
     if noise.shape != shape:
         raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}")
     return noise.to(dtype)
-
-
-def _condition(
-    conditioned_on: Condition | None, num_samples: int, W: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """(values, given) as [n, D] each, or None for both."""
-    if conditioned_on is None:
-        return None, None
-    if not isinstance(conditioned_on, tuple | list) or len(conditioned_on) != 2:
-        raise TypeError(
-            f"conditioned_on must be a pair (values, given), got {type(conditioned_on).__name__}"
-        )
-    values, given = conditioned_on
-    check_tensor("conditioned_on values", values)
-    check_tensor("conditioned_on given", given)
-    if given.dtype != torch.bool:
-        raise TypeError(f"conditioned_on given must be bool, got {given.dtype}")
-    shape = (num_samples, W.shape[1])
-    for name, value in (("values", values), ("given", given)):
-        if value.shape not in (shape, shape[1:]):
-            raise ValueError(
-                f"conditioned_on {name} must have shape {shape} or {shape[1:]}, "
-                f"got {tuple(value.shape)}"
-            )
-        check_same_device(f"conditioned_on {name}", value, "W", W)
-    return values.detach().expand(shape), given.expand(shape)
-
-
-def _check_given(values: Tensor, given: Tensor, valid: Tensor, needs: str) -> None:
-    """Raise for given values that are not valid, where values are looked at."""
-    if values_visible() and (values.is_cpu or ops.values_checked()):
-        raise_unless_valid(values, valid | ~given, needs)

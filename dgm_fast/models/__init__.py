@@ -8,6 +8,7 @@ from dgm_fast.models.gaussian_mixture import GaussianMixture
 from dgm_fast.models.gmvae import GMVAE
 from dgm_fast.models.gpt import GPT
 from dgm_fast.models.iwae import IWAE
+from dgm_fast.models.made import MADE
 from dgm_fast.models.nade import NADE, CategoricalNADE
 from dgm_fast.models.recurrent import LSTMModel, RNNModel
 from dgm_fast.models.rnade import RNADE
@@ -21,6 +22,7 @@ __all__ = [
     "GPT",
     "IWAE",
     "KLGAN",
+    "MADE",
     "NADE",
     "RNADE",
     "VAE",

@@ -6,11 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from dgm_fast import functional
-from dgm_fast.functional._checks import unit_interval
-from dgm_fast.functional.likelihood import UNIT_INTERVAL
-from dgm_fast.models._autoregressive import AutoregressiveModel, Condition, check_values
+from dgm_fast.models._autoregressive import AutoregressiveModel, Condition
 from dgm_fast.models._inputs import check_count
-from dgm_fast.models._mixture import compute_dtype
 from dgm_fast.models._observation import BernoulliObservation
 from dgm_fast.reference import masked as formulas
 
@@ -21,7 +18,8 @@ class FVSBN(AutoregressiveModel):
     .. math:: p(x_d = 1 \mid x_1 \dots x_{d-1}) = \sigma\Big(b_d + \sum_{k < d} W_{d,k}\, x_k\Big)
 
     Data x is bool, integer or floating point in [0, 1], [B, D] or [B, *image_shape]. (A value between 0
-    and 1 enters the logits as it is and gives the cross-entropy.)
+    and 1 enters the logits as it is and gives the cross-entropy.) :meth:`sample` takes the operations of
+    about one evaluation for all dimensions.
 
     Args:
         num_dims: D.
@@ -63,20 +61,8 @@ class FVSBN(AutoregressiveModel):
         generator: torch.Generator | None,
     ) -> Tensor:
         noise = self._uniforms((n, self.num_dims), noise, generator)
-        dtype = compute_dtype(self.weight)
-        values = given = None
-        if condition is not None:
-            values, given = condition
-            check_values(values, unit_interval(values), UNIT_INTERVAL)
-            values = values.to(dtype)
-        columns = self.weight.to(dtype).tril(-1).t().contiguous()
-        # One row of weights for each drawn entry: the operations of a single forward pass.
-        logits = self.bias.to(dtype).repeat(n, 1)
-        x = torch.empty_like(logits)
-        for d in range(self.num_dims):
-            drawn = (noise[:, d] < torch.sigmoid(logits[:, d])).to(dtype)
-            if values is not None and given is not None:
-                drawn = torch.where(given[:, d], values[:, d], drawn)
-            x[:, d] = drawn
-            logits.addr_(drawn, columns[d])
+        network = functional.MaskedNetwork((self.weight,), (self.bias,), ())
+        x, _ = functional.autoregressive_inverse(
+            network, functional.BernoulliDraw(), noise, conditioned_on=condition
+        )
         return x.to(self.weight.dtype)

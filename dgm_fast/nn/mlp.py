@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -43,6 +43,10 @@ class MLP(nn.Module):
             layers += [nn.Linear(width_in, width_out), activation()]
         self.hidden = nn.Sequential(*layers)
         self.output = nn.Linear(widths[-1], out_features)
+
+    def sequential_layers(self) -> Iterable[nn.Module]:
+        """What ``forward`` applies, in order: lets penalties of this network take it apart."""
+        return (self.hidden, self.output)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.output(self.hidden(x))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm_fast.data import DataError, Dataset
-from dgm_fast.models import FVSBN, NADE, RNADE, CategoricalNADE
+from dgm_fast.models import FVSBN, MADE, NADE, RNADE, CategoricalNADE
 from dgm_fast.train.dequantize import (
     Dequantized,
     bound_figures,
@@ -76,6 +76,24 @@ def _build_rnade(dataset: Dataset, options: Mapping[str, Any]) -> nn.Module:
     return model
 
 
+def _build_made(dataset: Dataset, options: Mapping[str, Any]) -> nn.Module:
+    if dataset.likelihood == "bernoulli":
+        check_binary(dataset, "made")
+    elif dataset.likelihood == "gaussian":
+        # Refuses columns of one value.
+        density_levels(dataset, "made")
+    model = MADE(
+        dataset.num_dims,
+        options["hidden_sizes"],
+        likelihood=dataset.likelihood,
+        num_classes=dataset.num_classes,
+        order=options["order"],
+        num_masks=options["num_masks"],
+    )
+    model.init_output_bias(data_marginals(dataset))
+    return model
+
+
 register(
     ModelKind(
         "fvsbn",
@@ -117,5 +135,16 @@ register(
         _build_rnade,
         bound_figures,
         sampled_figures,
+    )
+)
+register(
+    ModelKind(
+        "made",
+        "masked autoencoder: all conditionals from one network, in one order or several",
+        {"hidden_sizes": (500,), "order": "natural", "num_masks": 1},
+        _build_made,
+        exact_figures,
+        exact_figures,
+        exact=True,
     )
 )

@@ -17,6 +17,7 @@ from dgm_fast.functional.latent import ESTIMATORS
 from dgm_fast.models._gan_networks import ARCHITECTURES
 from dgm_fast.models.gaussian_mixture import COVARIANCES
 from dgm_fast.models.rnade import MIXTURES
+from dgm_fast.nn.made import ORDERS
 from dgm_fast.ops import BACKENDS, get_backend
 from dgm_fast.train import session as sessions
 from dgm_fast.train.checkpoint import CheckpointError
@@ -62,6 +63,8 @@ _MODEL_OPTIONS = (
     "hidden_size",
     "num_mixtures",
     "mixture",
+    "order",
+    "num_masks",
     "width",
     "num_layers",
     "num_heads",
@@ -157,7 +160,11 @@ class _Sizes(click.ParamType):
     help="Stop after so many epochs without a new best validation figure; 0 never does.",
 )
 @click.option("--latent-dim", type=click.IntRange(1), help="Size of z. [32]")
-@click.option("--hidden-sizes", type=_Sizes(), help="Widths of the networks. [200,200]")
+@click.option(
+    "--hidden-sizes",
+    type=_Sizes(),
+    help="Widths of the networks. [200,200; made 500; GANs 256,256]",
+)
 @click.option(
     "--decoder-variance",
     type=click.Choice(["unit", "shared", "full"]),
@@ -193,6 +200,8 @@ class _Sizes(click.ParamType):
 )
 @click.option("--num-mixtures", type=click.IntRange(1), help="rnade: components a dimension. [10]")
 @click.option("--mixture", type=click.Choice(MIXTURES), help="rnade. [gaussian]")
+@click.option("--order", type=click.Choice(ORDERS), help="made: of the dimensions. [natural]")
+@click.option("--num-masks", type=click.IntRange(1), help="made: masks the weights share. [1]")
 @click.option("--width", type=click.IntRange(1), help="gpt: of the embeddings. [128]")
 @click.option("--num-layers", type=click.IntRange(1), help="rnn, lstm, gpt. [1; 1; 4]")
 @click.option("--num-heads", type=click.IntRange(1), help="gpt: attention heads. [4]")
@@ -261,8 +270,8 @@ def train(ctx: click.Context, kind: str, out: Path | None, **options: Any) -> No
 
     gmm takes grey levels and bits dequantised by uniform noise, so that its NLL is that of the levels,
     in the units of the other models; of real values (--likelihood gaussian) it is the density's. So does
-    rnade. fvsbn and nade take bits; nade-categorical levels; rnn, lstm and gpt levels, bits or the
-    characters of a text file.
+    rnade. fvsbn and nade take bits; nade-categorical levels; made bits, levels or real values; rnn,
+    lstm and gpt bits, levels or the characters of a text file.
 
     The run directory holds config.json, metrics.jsonl, last.pt, best.pt, results.json and, for
     images, samples.png and reconstructions.png, for text samples.txt. Ctrl-C saves; --resume goes on
