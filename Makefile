@@ -39,8 +39,9 @@ test: export DGM_FAST_REQUIRE_EXTENSION = $(if $(filter 1,$(DGM_FAST_NO_EXTENSIO
 test: $(PACKAGE) ## run the tests (PYTEST_ARGS adds options)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: $(PACKAGE) ## time every op against eager PyTorch and torch.compile
+bench: $(PACKAGE) ## time every op against eager PyTorch and torch.compile; table, result file, page
 	$(BIN)/dgm-fast perf run
+	$(BIN)/dgm-fast perf report
 
 # Takes the python3 that holds a CUDA build of torch, not the environment made here.
 gpu: ## GPU tests and benchmarks

@@ -17,7 +17,7 @@ import torch
 
 from dgm_fast.perf import builtin_registry, correctness, memory, timing
 from dgm_fast.perf.problem import OURS, Problem, first_order, make_problem, variants
-from dgm_fast.perf.registry import Case
+from dgm_fast.perf.registry import Case, Outputs
 from dgm_fast.perf.runner import Options
 
 Prepared = tuple[Problem, dict[str, Any]]
@@ -59,7 +59,7 @@ def _bench(
             rivals[name].append(1e3 * tasks[name](inner[name])[mode])
 
     ours, wanted = functions[OURS], problem.wanted()
-    graphs: list[torch.Tensor] = []
+    graphs: list[Outputs] = []
 
     def prepare() -> None:
         rivals_first()

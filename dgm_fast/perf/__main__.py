@@ -1,4 +1,4 @@
-"""``python -m dgm_fast.perf``: run, ceiling, show, compare."""
+"""``python -m dgm_fast.perf``: the commands of ``dgm-fast perf``."""
 
 from __future__ import annotations
 

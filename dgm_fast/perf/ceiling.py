@@ -28,6 +28,7 @@ def measure(device: torch.device, *, quick: bool = False) -> dict[str, Any]:
         sizes = {str(size): _copy_rate(size, device, 5) for size in GPU_COPY_BYTES}
         dtypes = (torch.float32, torch.bfloat16)
         rates = {str(d).removeprefix("torch."): _gemm_rate(4096, d, device, 5) for d in dtypes}
+        rates["tf32"] = _tf32_rate(device)
         return {"copy": {"gpu": sizes}, "gemm": {"gpu": rates}}
     threads = torch.get_num_threads()
     result: dict[str, Any] = {"copy": {}, "gemm": {}}
@@ -80,6 +81,16 @@ def _gemm_rate(n: int, dtype: torch.dtype, device: torch.device, repeats: int) -
     out = torch.empty_like(a)
     seconds = _best(lambda: torch.mm(a, b, out=out), device, repeats)
     return round(2 * n**3 / seconds / 1e12, 4)
+
+
+def _tf32_rate(device: torch.device) -> float:
+    """float32 GEMM with the precision that users may allow; the setting is put back."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        return _gemm_rate(4096, torch.float32, device, 5)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _best(call: Callable[[], object], device: torch.device, repeats: int) -> float:

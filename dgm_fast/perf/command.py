@@ -1,74 +1,66 @@
-"""Commands: ``dgm-fast perf`` and ``python -m dgm_fast.perf``."""
+"""Commands that measure (``dgm-fast perf run``, ``ceiling``, ``show``, ``compare``), and their group."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 
-from dgm_fast.perf import ceiling, results, table, timing
-from dgm_fast.perf.lines import numbered
-from dgm_fast.perf.registry import Case, builtin_registry, compile_expression
+from dgm_fast.perf import ceiling, history, results, table, timing
+from dgm_fast.perf.choosing import (
+    choose,
+    device_option,
+    expression_option,
+    modules_option,
+    progress_bar,
+    selected_device,
+    threads_option,
+)
+from dgm_fast.perf.command_history import history_group
+from dgm_fast.perf.command_report import make_report, show_profile
+from dgm_fast.perf.command_tracking import compare_revisions, run_gate, run_selftest
+from dgm_fast.perf.registry import Case
 from dgm_fast.perf.runner import Options, run_suite
 from dgm_fast.perf.step import StepCase
-from dgm_fast.perf.step_cases import STEPS
-
-
-def selected_device(name: str) -> torch.device:
-    """The device, which must exist.
-
-    Raises:
-        click.UsageError: if it does not.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise click.UsageError("--device cuda: this machine has no usable CUDA device")
-    return torch.device(name)
 
 
 @click.command("bench")
-@click.option(
-    "-k", "expression", default="", help="Cases whose names match: words, and, or, not, ()."
-)
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@expression_option
+@device_option
 @click.option(
     "--quick", is_flag=True, help="Few rounds, without large and odd cases (about 2 minutes)."
 )
 @click.option(
     "--no-compile", is_flag=True, help="Leave out torch.compile, which compiles for minutes."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: PyTorch's).")
+@threads_option
+@modules_option
 @click.option("--list", "list_only", is_flag=True, help="Print the cases and stop.")
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Result file (default: benchmarks/results/<date>-<machine>-<suite>.json).",
 )
+@click.option("--accept", is_flag=True, help="Append the run to benchmarks/history.jsonl.")
 def bench(
     expression: str,
     device: str,
     quick: bool,
     no_compile: bool,
     threads: int | None,
+    modules: tuple[str, ...],
     list_only: bool,
     out: Path | None,
+    accept: bool,
 ) -> None:
     """Time every op against eager PyTorch and torch.compile; print a table, write a result file.
 
     Every variant is checked against float64 first: what is wrong gets no figure, and the command
     then ends with exit code 1.
     """
-    try:
-        matches = compile_expression(expression)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    cases = [c for c in builtin_registry().all() if matches(c.name) and (c.quick or not quick)]
-    steps = [s for s in STEPS if matches(s.name)]
-    if not cases and not steps:
-        raise click.UsageError(f"-k {expression!r} matches no benchmark case")
+    cases, steps = choose(expression, quick=quick, modules=modules)
     if list_only:
         everything: list[Case | StepCase] = [*cases, *steps]
         for case in everything:
@@ -99,10 +91,15 @@ def bench(
     click.echo(f"result file: {path}", err=True)
     if any(record["status"] == "failed" for record in result["records"]):
         sys.exit(1)
+    if accept:
+        try:
+            history.add(result)
+        except results.ResultError as error:
+            raise click.ClickException(str(error)) from error
 
 
 @click.command("ceiling")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@device_option
 def show_ceiling(device: str) -> None:
     """Measure this machine's copy bandwidth and multiply-add rate."""
     roof = ceiling.measure(selected_device(device))
@@ -147,29 +144,15 @@ def perf() -> None:
 
 
 perf.add_command(bench, "run")
-perf.add_command(show_ceiling)
-perf.add_command(show_result)
-perf.add_command(compare_results)
-
-
-def progress_bar() -> Callable[[Iterable[Any], int], Iterable[Any]]:
-    """A bar on a terminal, one line per case elsewhere, both on stderr."""
-
-    if not sys.stderr.isatty():
-        return numbered
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-    except ImportError:
-        return numbered
-
-    def bar(items: Iterable[Any], total: int) -> Iterable[Any]:
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "{task.description}")
-        with Progress(*columns, console=Console(stderr=True)) as shown:
-            task = shown.add_task("", total=total)
-            for item in items:
-                shown.update(task, description=item.name)
-                yield item
-                shown.advance(task)
-
-    return bar
+for command in (
+    make_report,
+    compare_revisions,
+    run_gate,
+    history_group,
+    show_profile,
+    show_ceiling,
+    show_result,
+    compare_results,
+    run_selftest,
+):
+    perf.add_command(command)

@@ -48,6 +48,8 @@ def describe(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "driver": _driver() if on_gpu else None,
+        # Recorded, never changed; not part of the fingerprint, since they move by themselves.
+        "clocks": _clocks() if on_gpu else None,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "ours": implementation,
@@ -109,6 +111,13 @@ def _git(*arguments: str) -> str | None:
 def _driver() -> str | None:
     out = _run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
     return out.split()[0] if out and out.split() else None
+
+
+def _clocks() -> str | None:
+    """Current and highest clocks and the power limit, as nvidia-smi prints them."""
+    fields = "clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.limit"
+    out = _run(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"])
+    return out.splitlines()[0] if out else None
 
 
 def _run(command: list[str]) -> str | None:

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgm_fast.perf.registry import Case, Cost, Inputs
+from dgm_fast.perf.registry import Case, Cost, Inputs, Outputs
 
 OURS, EAGER, COMPILE = "ours", "eager", "compile"
 # Every variant but ours: a peer keeps the name the case gave it.
 MODES = ("forward", "backward", "both", "second")
 
-Function = Callable[..., Tensor]
+Function = Callable[..., Outputs]
+
+
+def as_tuple(out: Outputs) -> tuple[Tensor, ...]:
+    return out if isinstance(out, tuple) else (out,)
 
 
 @dataclass
@@ -26,7 +30,7 @@ class Problem:
     copies: list[Inputs]
     # Dense, of both signs: an expanded or constant gradient lets kernels skip work that training
     # needs.
-    grad_out: Tensor
+    grad_out: tuple[Tensor, ...]
     second_grads: dict[str, Tensor]
     cost: Cost
 
@@ -45,9 +49,12 @@ def make_problem(
     """Inputs of ``case`` on ``device``; copies rotate until they fill ``cold_bytes``."""
     inputs = case.inputs(device, seed)
     with torch.no_grad():
-        out = case.eager(**inputs)
+        outputs = as_tuple(case.eager(**inputs))
     generator = torch.Generator().manual_seed(seed + 1)
-    grad_out = torch.randn(out.shape, generator=generator, dtype=torch.float32)
+    grad_out = tuple(
+        torch.randn(out.shape, generator=generator, dtype=torch.float32).to(device, out.dtype)
+        for out in outputs
+    )
     second = {
         name: torch.randn(inputs[name].shape, generator=generator, dtype=torch.float32).to(
             device, inputs[name].dtype
@@ -60,9 +67,7 @@ def make_problem(
         {k: v.detach().clone().requires_grad_(v.requires_grad) for k, v in inputs.items()}
         for _ in range(num_copies - 1)
     ]
-    return Problem(
-        case, device, copies, grad_out.to(device, out.dtype), second, case.cost(inputs, out)
-    )
+    return Problem(case, device, copies, grad_out, second, case.cost(inputs, *outputs))
 
 
 def variants(case: Case, *, compiled: bool = True) -> dict[str, Function]:
@@ -81,22 +86,23 @@ def variants(case: Case, *, compiled: bool = True) -> dict[str, Function]:
 
 
 def first_order(
-    function: Function, inputs: Inputs, wanted: Sequence[Tensor], grad_out: Tensor
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+    function: Function, inputs: Inputs, wanted: Sequence[Tensor], grad_out: tuple[Tensor, ...]
+) -> tuple[Outputs, tuple[Tensor, ...]]:
     """Value and gradients. Gradients are returned, never accumulated into ``.grad``."""
     out = function(**inputs)
-    return out, torch.autograd.grad(out, wanted, grad_out) if wanted else ()
+    return out, torch.autograd.grad(as_tuple(out), wanted, grad_out) if wanted else ()
 
 
 def second_order(
     function: Function,
     inputs: Inputs,
     wanted: Sequence[Tensor],
-    grad_out: Tensor,
+    grad_out: tuple[Tensor, ...],
     second_grads: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """Gradients of (gradients . second_grads): a Hessian-vector product."""
-    grads = torch.autograd.grad(function(**inputs), wanted, grad_out, create_graph=True)
+    out = as_tuple(function(**inputs))
+    grads = torch.autograd.grad(out, wanted, grad_out, create_graph=True)
     pairs = [(g, v) for g, v in zip(grads, second_grads, strict=True) if g.requires_grad]
     return torch.autograd.grad(
         [g for g, _ in pairs], wanted, [v for _, v in pairs], materialize_grads=True

@@ -21,11 +21,18 @@ BUILTIN_MODULES = (
     "dgm_fast.perf.cases_latent",
     "dgm_fast.perf.cases_mixture",
     "dgm_fast.perf.cases_linear_head",
+    "dgm_fast.perf.cases_masked",
     "dgm_fast.perf.cases_nade",
     "dgm_fast.perf.cases_pixel",
+    "dgm_fast.perf.cases_coupling",
+    "dgm_fast.perf.cases_spline",
+    "dgm_fast.perf.cases_autoregressive",
+    "dgm_fast.perf.cases_adversarial",
 )
 
 Inputs = dict[str, Tensor]
+# What a case returns: one tensor, or several that are differentiated together.
+Outputs = Tensor | tuple[Tensor, ...]
 Flops = tuple[int, int]
 Builder = Callable[[tuple[int, ...], torch.dtype, torch.Generator], Inputs]
 
@@ -68,10 +75,10 @@ class Case:
     shape: tuple[int, ...]
     dtype: torch.dtype
     build: Builder
-    ours: Callable[..., Tensor]
-    eager: Callable[..., Tensor]
+    ours: Callable[..., Outputs]
+    eager: Callable[..., Outputs]
     grads: tuple[str, ...]
-    peers: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
+    peers: Mapping[str, Callable[..., Outputs]] = field(default_factory=dict)
     # (forward, backward) operations per element of the first input.
     flops_per_element: Flops = (0, 0)
     # Inputs the backward has to read; None means all of them.
@@ -104,14 +111,15 @@ class Case:
             for name, value in built.items()
         }
 
-    def cost(self, inputs: Inputs, out: Tensor) -> Cost:
-        """Byte and FLOP counts for these inputs and this output."""
+    def cost(self, inputs: Inputs, *outputs: Tensor) -> Cost:
+        """Byte and FLOP counts for these inputs and outputs."""
         inputs = {name: t for name, t in inputs.items() if name not in self.rival_inputs}
         reads = self.backward_reads if self.backward_reads is not None else tuple(inputs)
         elements = next(iter(inputs.values())).numel()
+        out_bytes = sum(out.nbytes for out in outputs)
         return Cost(
-            forward_bytes=sum(distinct_bytes(t) for t in inputs.values()) + out.nbytes,
-            backward_bytes=out.nbytes
+            forward_bytes=sum(distinct_bytes(t) for t in inputs.values()) + out_bytes,
+            backward_bytes=out_bytes
             + sum(distinct_bytes(inputs[name]) for name in reads)
             + sum(inputs[name].nbytes for name in self.grads),
             forward_flops=self.flops_per_element[0] * elements,
@@ -171,14 +179,14 @@ def builtin_registry() -> Registry:
 def case(
     op: str,
     *,
-    ours: Callable[..., Tensor],
-    eager: Callable[..., Tensor],
+    ours: Callable[..., Outputs],
+    eager: Callable[..., Outputs],
     sizes: Mapping[str, tuple[int, ...]],
     grads: Sequence[str],
     dtypes: Mapping[str, Sequence[torch.dtype]] | Sequence[torch.dtype] = (torch.float32,),
     variant: str = "",
     family: str = "user",
-    peers: Mapping[str, Callable[..., Tensor]] | None = None,
+    peers: Mapping[str, Callable[..., Outputs]] | None = None,
     flops_per_element: Flops | Callable[[tuple[int, ...]], Flops] = (0, 0),
     backward_reads: Sequence[str] | None = None,
     rival_inputs: Sequence[str] = (),
@@ -191,8 +199,9 @@ def case(
     """Register a benchmark case for every size, by decorating the function that builds inputs.
 
     The builder gets ``(shape, dtype, generator)`` and returns named CPU tensors; ``ours``,
-    ``eager`` and ``peers`` are called with them as keyword arguments and must return one tensor of
-    the same values. ``torch.compile`` of ``eager`` is timed without being asked for.
+    ``eager`` and ``peers`` are called with them as keyword arguments and must return the same values:
+    one tensor, or a tuple of tensors, all differentiated. ``torch.compile`` of ``eager`` is timed
+    without being asked for.
 
         @perf.case("softplus", ours=my_softplus, eager=F.softplus, sizes={"large": (4096, 784)},
                    grads=["input"])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dgm_fast.perf import machine
+from dgm_fast.perf.files import write_whole
 
 SCHEMA_NAME = "dgm_fast.perf"
 SCHEMA_VERSION = 1
@@ -63,19 +62,7 @@ def save(result: dict[str, Any], path: Path) -> Path:
         text = _layout({**body, "checksum": _checksum(body)})
     except ValueError as error:
         raise ResultError(f"this result cannot be written as JSON: {error}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+    return write_whole(path, text)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -101,8 +101,7 @@ class TrainingStep:
 
 def run_step(case: StepCase, options: Options) -> Record:
     """The record of one training step: checked, timed in turns, profiled."""
-    from dgm_fast.perf.correctness import relative_error
-    from dgm_fast.perf.runner import error_record, summary_record
+    from dgm_fast.perf.runner import summary_record
 
     record: Record = {
         "case": case.name,
@@ -116,37 +115,11 @@ def run_step(case: StepCase, options: Options) -> Record:
         "failures": [],
         "unavailable": {},
     }
-    generator = torch.Generator().manual_seed(options.seed)
     try:
-        x, record["data"] = case.data(generator)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.seed)
-            model = case.model().to(options.device)
-            x = x.to(options.device)
-            warm = TrainingStep(case, model, x, OURS)
-            for _ in range(TRAINED_STEPS):
-                warm()
             torch._dynamo.reset()
             names = [EAGER, COMPILE, OURS] if options.compiled else [EAGER, OURS]
-            steps = {name: TrainingStep(case, warm.model, x, name) for name in names}
-            noise = case.noise(generator, options.device)
-            truth = steps[EAGER].gradients(noise)
-            record["errors"] = {}
-            for name in [n for n in steps if n != EAGER]:
-                try:
-                    found = steps[name].gradients(noise)
-                except Exception as error:
-                    if name == OURS:
-                        raise
-                    record["unavailable"][name] = f"{type(error).__name__}"
-                    del steps[name]
-                    continue
-                worst = max(relative_error(found[k], truth[k]) for k in truth)
-                record["errors"][name] = {"step": error_record(worst)}
-                if not worst <= STEP_LIMIT:
-                    record["failures"].append(
-                        f"{name}: loss or gradients differ from eager by {worst:.2e}"
-                    )
+            steps = checked_steps(case, options, names, record)
             if record["failures"]:
                 return record
             tasks = {
@@ -168,6 +141,45 @@ def run_step(case: StepCase, options: Options) -> Record:
         return record
     record["status"] = "ok"
     return record
+
+
+def checked_steps(
+    case: StepCase, options: Options, names: list[str], record: Record
+) -> dict[str, TrainingStep]:
+    """The variants of a step after a short training, compared with eager on the same noise.
+
+    Writes "data", "errors", "unavailable" and "failures" into ``record`` and leaves out what does not
+    run. Seeds the global generator.
+    """
+    from dgm_fast.perf.correctness import relative_error
+    from dgm_fast.perf.runner import error_record
+
+    generator = torch.Generator().manual_seed(options.seed)
+    x, record["data"] = case.data(generator)
+    torch.manual_seed(options.seed)
+    model = case.model().to(options.device)
+    x = x.to(options.device)
+    warm = TrainingStep(case, model, x, OURS)
+    for _ in range(TRAINED_STEPS):
+        warm()
+    steps = {name: TrainingStep(case, warm.model, x, name) for name in names}
+    noise = case.noise(generator, options.device)
+    truth = steps[EAGER].gradients(noise)
+    record["errors"] = {}
+    for name in [n for n in steps if n != EAGER]:
+        try:
+            found = steps[name].gradients(noise)
+        except Exception as error:
+            if name == OURS:
+                raise
+            record["unavailable"][name] = f"{type(error).__name__}"
+            del steps[name]
+            continue
+        worst = max(relative_error(found[k], truth[k]) for k in truth)
+        record["errors"][name] = {"step": error_record(worst)}
+        if not worst <= STEP_LIMIT:
+            record["failures"].append(f"{name}: loss or gradients differ from eager by {worst:.2e}")
+    return steps
 
 
 def breakdown(step: Callable[[], object], device: torch.device) -> dict[str, float]:

@@ -58,7 +58,7 @@ def rows(result: dict[str, Any], modes: tuple[str, ...] | None = None) -> list[R
     """The measured rows of a result, in its order; failed cases have none."""
     roof = result["ceiling"]
     facts = result["machine"]
-    threads = "gpu" if facts["device"] == "cuda" else str(facts["threads"])
+    threads = threads_key(facts)
     found = []
     for record in result["records"]:
         for mode, by_variant in record.get("modes", {}).items():
@@ -67,6 +67,19 @@ def rows(result: dict[str, Any], modes: tuple[str, ...] | None = None) -> list[R
             if OURS in by_variant and len(by_variant) > 1:
                 found.append(_row(record, mode, by_variant, roof, threads))
     return found
+
+
+def threads_key(facts: dict[str, Any]) -> str:
+    """The key of a result's ceiling that belongs to its times."""
+    return "gpu" if facts["device"] == "cuda" else str(facts["threads"])
+
+
+def by_rival(by_variant: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds of eager, compile, ours and, as "peer", the fastest of the others."""
+    times = {name: entry["ms"] for name, entry in by_variant.items()}
+    known = {name: ms for name, ms in times.items() if name in (EAGER, COMPILE, OURS)}
+    peers = [ms for name, ms in times.items() if name not in known]
+    return known | ({"peer": min(peers)} if peers else {})
 
 
 def _row(
@@ -78,7 +91,7 @@ def _row(
 ) -> Row:
     ours = by_variant[OURS]
     rivals = {name: entry["ms"] for name, entry in by_variant.items() if name != OURS}
-    peers = [ms for name, ms in rivals.items() if name not in (EAGER, COMPILE)]
+    times = by_rival(by_variant)
     num_bytes = record.get("bytes", {}).get(mode, 0)
     flops = record.get("flops", {}).get(mode, 0)
     seconds = ours["ms"] * 1e-3
@@ -89,7 +102,7 @@ def _row(
         mode=mode,
         eager_ms=rivals.get(EAGER),
         compile_ms=rivals.get(COMPILE),
-        peer_ms=min(peers) if peers else None,
+        peer_ms=times.get("peer"),
         ours_ms=ours["ms"],
         ours_iqr_ms=ours["q3"] - ours["q1"],
         speed_up=min(rivals.values()) / ours["ms"],
@@ -161,8 +174,22 @@ def plain_text(result: dict[str, Any]) -> str:
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         lines.append("  ".join(aligned).rstrip())
-    lines += ["", *step_profiles(result), *problems(result)]
+    lines += ["", *launches(result), *step_profiles(result), *problems(result)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def launches(result: dict[str, Any]) -> list[str]:
+    """What small kernels spend on being launched (GPU): the call against its captured graph."""
+    lines = []
+    for record in result["records"]:
+        if "kernel" in record:
+            call, alone = record["modes"]["forward"][OURS]["ms"], record["kernel"]["ms"]
+            share = max(0.0, 1 - alone / call)
+            lines.append(
+                f"{record['case']} forward: {_ms(call)} ms a call, {_ms(alone)} ms in a CUDA graph, "
+                f"launch {100 * share:.0f}%"
+            )
+    return [*lines, ""] if lines else []
 
 
 def step_profiles(result: dict[str, Any]) -> list[str]:

@@ -138,6 +138,33 @@ def forward_task(function: Function, problem: Problem) -> Task:
     return cuda if problem.device.type == "cuda" else host
 
 
+def graph_task(function: Function, problem: Problem) -> Task:
+    """CUDA only, mode "graph": the forward replayed from a captured graph, without its launches.
+
+    One replay calls the function on every copy of the inputs, so that they are as cold as elsewhere.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad(), torch.cuda.stream(side):
+        for copy in problem.copies:
+            function(**copy)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        for copy in problem.copies:
+            function(**copy)
+
+    def cuda(inner: int) -> dict[str, float]:
+        marks = _events(inner, 2)
+        for start, end in marks:
+            start.record()
+            graph.replay()
+            end.record()
+        return {"graph": _elapsed(marks, 0, 1) / len(problem.copies)}
+
+    return cuda
+
+
 def training_task(function: Function, problem: Problem) -> Task:
     """Modes "backward" and "both", from the same iterations.
 
