@@ -8,11 +8,17 @@ import math
 
 import pytest
 import torch
+from helpers.cases_masked import degrees
+from helpers.op_checks import assert_within_rule, relative_error
 from torch import Tensor
 
 from dgm_fast import functional as F
-from dgm_fast import reference
+from dgm_fast import ops, reference
 from dgm_fast.nn import MaskedLinear
+
+needs_extension = pytest.mark.skipif(
+    ops.active_isa() is None, reason="the C++ extension is not built"
+)
 
 STAIRCASES = {
     "made input": ([1, 2, 3, 4, 5], [1, 1, 2, 3, 4, 4]),
@@ -86,19 +92,109 @@ def test_state_dict_carries_the_degrees(bias: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-def test_masked_weights_have_no_influence(bad: float) -> None:
-    degrees = torch.arange(5)
-    mask = reference.degree_mask(degrees, degrees, strict=True)
-    clean = torch.randn(5, 5)
-    spoilt = torch.where(mask, clean, bad).requires_grad_()
-    x = torch.randn(3, 5)
-    out = F.masked_linear(x, spoilt, None, degrees, degrees, strict=True)
-    torch.testing.assert_close(out, x @ (clean * mask).t())
-    out.sum().backward()
-    assert spoilt.grad is not None
-    assert (spoilt.grad[~mask] == 0).all()
-    assert (spoilt.grad[mask] != 0).all()
+def layer_inputs(seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    """x, weight, bias and degrees of random sizes; every other seed has degrees out of order."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, inputs, outputs = torch.randint(1, 180, (3,), generator=generator).tolist()
+    kind = "shuffled" if seed % 2 else "sorted"
+    of_inputs, of_outputs = degrees(kind, inputs, outputs, generator)
+    shapes = ((batch, inputs), (outputs, inputs), (outputs,))
+    tensors = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    # A few degrees, none of them, or a degree each.
+    step = (1, 25, 1000)[seed % 3]
+    return *tensors, of_inputs // step, of_outputs // step
+
+
+def compare_with_dense(
+    inputs: tuple[Tensor, ...], strict: bool, spoil: float | None = None
+) -> None:
+    """Value and gradients against the dense layer in float64; masked weights hold ``spoil``."""
+    x, weight, bias, of_inputs, of_outputs = inputs
+    mask = reference.degree_mask(of_inputs, of_outputs, strict=strict)
+    held = weight if spoil is None else torch.where(mask, weight, spoil)
+    ours = [t.clone().requires_grad_() for t in (x, held, bias)]
+    out = F.masked_linear(*ours, of_inputs, of_outputs, strict=strict)
+    grad = torch.linspace(-1.0, 1.0, out.numel()).reshape(out.shape).to(out.dtype)
+    grads = torch.autograd.grad(out, ours, grad)
+
+    def plain(dtype: torch.dtype) -> list[Tensor]:
+        leaves = [t.to(dtype).requires_grad_() for t in (x, weight, bias)]
+        result = torch.nn.functional.linear(leaves[0], leaves[1] * mask, leaves[2])
+        return [result.detach(), *torch.autograd.grad(result, leaves, grad.to(dtype))]
+
+    for value, want, eager in zip((out, *grads), plain(torch.float64), plain(x.dtype), strict=True):
+        assert_within_rule("masked_linear", value, want, relative_error(eager, want), factor=2)
+    assert (grads[1][~mask] == 0).all()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("seed", range(12))
+def test_random_degrees(seed: int, strict: bool) -> None:
+    compare_with_dense(layer_inputs(seed), strict)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan, 1e38])
+def test_masked_weights_have_no_influence(bad: float, seed: int, dtype: torch.dtype) -> None:
+    compare_with_dense(layer_inputs(seed, dtype), strict=True, spoil=bad)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_gradients_of_masked_weights_are_zero_for_any_data(bad: float) -> None:
+    x, weight, bias, of_inputs, of_outputs = layer_inputs(4)
+    mask = reference.degree_mask(of_inputs, of_outputs)
+    weight = weight.requires_grad_()
+    out = F.masked_linear(torch.full_like(x, bad), weight, bias, of_inputs, of_outputs)
+    (grad,) = torch.autograd.grad(out.sum(), weight)
+    assert (grad[~mask] == 0).all()
+    assert not grad[mask].isfinite().any()
+
+
+@needs_extension
+def test_masked_weight_is_never_formed() -> None:
+    x, degrees = torch.randn(4, 512), torch.arange(512)
+    weight = torch.randn(512, 512, requires_grad=True)
+
+    def largest(call) -> int:
+        with torch.profiler.profile(profile_memory=True, record_shapes=True) as recorded:
+            call()
+        return max(event.cpu_memory_usage for event in recorded.events())
+
+    with torch.no_grad():
+        formed = largest(lambda: reference.masked_linear(x, weight, None, degrees, degrees))
+        ours = largest(lambda: F.masked_linear(x, weight, None, degrees, degrees))
+    assert formed >= weight.nbytes
+    assert ours < weight.nbytes / 4
+
+
+def test_autocast_casts_like_a_linear_layer() -> None:
+    x, weight, bias, of_inputs, of_outputs = layer_inputs(2)
+    mask = reference.degree_mask(of_inputs, of_outputs)
+    weight.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = F.masked_linear(x, weight, bias, of_inputs, of_outputs)
+        want = torch.nn.functional.linear(x, weight * mask, bias)
+    assert out.dtype == want.dtype == torch.bfloat16
+    torch.testing.assert_close(out, want, rtol=2e-2, atol=2e-2 * want.abs().max().item())
+    (grad,) = torch.autograd.grad(out.float().square().sum(), weight)
+    assert grad.dtype == torch.float32
+    assert (grad[~mask] == 0).all()
+
+
+def test_module_compiles_in_one_graph() -> None:
+    torch._dynamo.reset()
+    layers = torch.nn.Sequential(
+        MaskedLinear(5, 7, [3, 1, 2, 5, 4], [1, 4, 2, 3, 2, 1, 4]),
+        torch.nn.ReLU(),
+        MaskedLinear(7, 5, [1, 4, 2, 3, 2, 1, 4], [3, 1, 2, 5, 4], strict=True),
+    )
+    x = torch.randn(6, 5)
+    compiled = torch.compile(layers, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layers(x))
+    jacobian = torch.autograd.functional.jacobian(lambda t: layers(t).sum(0), x)  # [5, 6, 5]
+    order = torch.tensor([3, 1, 2, 5, 4])
+    assert (jacobian.abs().sum(1)[order[:, None] <= order] == 0).all()
 
 
 def binary_vectors(size: int) -> Tensor:
@@ -109,6 +205,34 @@ def test_fvsbn_probabilities_sum_to_one() -> None:
     torch.manual_seed(0)
     log_prob = F.fvsbn_log_prob(binary_vectors(12), torch.randn(12, 12), torch.randn(12))
     assert log_prob.double().exp().sum().item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_fvsbn_is_a_layer_and_its_likelihood() -> None:
+    torch.manual_seed(1)
+    x = torch.rand(40, 100) < 0.3
+    weight = torch.randn(100, 100)
+    # What is not strictly lower has no influence.
+    weight[torch.ones(100, 100, dtype=torch.bool).triu()] = math.nan
+    weight.requires_grad_()
+    bias = torch.randn(100)
+    order = torch.arange(100)
+    logits = F.masked_linear(x.float(), weight, bias, order, order, strict=True)
+    want = F.bernoulli_log_prob(logits, x)
+    out = F.fvsbn_log_prob(x, weight, bias)
+    torch.testing.assert_close(out, want)
+    ours, two = (torch.autograd.grad(t.sum(), weight)[0] for t in (out, want))
+    torch.testing.assert_close(ours, two)
+    assert (ours.triu() == 0).all()
+
+
+def test_fvsbn_has_gradients_of_data() -> None:
+    # x is scored, and feeds the logits of what follows.
+    x = torch.tensor([[0.25, 0.5]], requires_grad=True)
+    weight, bias = torch.tensor([[7.0, 7.0], [2.0, 7.0]]), torch.tensor([0.3, -0.4])
+    (grad,) = torch.autograd.grad(F.fvsbn_log_prob(x, weight, bias).sum(), x)
+    second = -0.4 + 2.0 * 0.25
+    residual = 0.5 - 1 / (1 + math.exp(-second))
+    torch.testing.assert_close(grad, torch.tensor([[0.3 + 2.0 * residual, second]]))
 
 
 def test_arguments_are_checked() -> None:

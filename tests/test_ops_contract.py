@@ -5,12 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import (
+    cases_adversarial,
+    cases_autoregressive,
+    cases_coupling,
     cases_latent,
     cases_likelihood,
     cases_linear_head,
+    cases_masked,
     cases_mixture,
     cases_nade,
     cases_pixel,
+    cases_spline,
 )
 from helpers.op_checks import (
     DTYPES,
@@ -28,11 +33,16 @@ from dgm_fast import ops
 
 FAMILIES = (
     cases_likelihood,
+    cases_coupling,
     cases_latent,
     cases_mixture,
     cases_linear_head,
     cases_nade,
     cases_pixel,
+    cases_masked,
+    cases_adversarial,
+    cases_spline,
+    cases_autoregressive,
 )
 CASES = [case for family in FAMILIES for case in family.CASES]
 LARGE = [case for family in FAMILIES for case in family.LARGE]

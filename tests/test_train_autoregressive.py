@@ -27,6 +27,7 @@ SMALL = {
     "fvsbn": [],
     "nade": ["--hidden-size", 8],
     "nade-categorical": ["--hidden-size", 8],
+    "made": ["--hidden-sizes", "8", "--num-masks", 2, "--order", "random"],
     "rnade": ["--hidden-size", 8, "--num-mixtures", 2, "--mixture", "logistic"],
     "rnn": ["--hidden-size", 8, "--num-layers", 2, "--dropout", 0.1],
     "lstm": ["--hidden-size", 8, "--clip-norm", 1],
@@ -75,7 +76,9 @@ def history(out: Path) -> list[dict]:
 @pytest.mark.parametrize("kind", SMALL)
 @pytest.mark.parametrize("binary", [False, True])
 def test_end_to_end(levels, tmp_path, kind, binary) -> None:
-    if binary == (kind == "nade-categorical") or (not binary and kind in ("fvsbn", "nade")):
+    if (kind != "made" and binary == (kind == "nade-categorical")) or (
+        not binary and kind in ("fvsbn", "nade")
+    ):
         pytest.skip("not the data of this kind")
     out, highest = tmp_path / "run", LEVELS
     more = ["--num-classes", LEVELS]
@@ -116,6 +119,20 @@ def test_text(text, tmp_path, kind) -> None:
         assert model.vocabulary == "\n .acehmnost"
     again = run("train", kind, "--out", out, "--resume", "--context-length", 13)
     assert again.exit_code == 1 and "--context-length is 12, not 13" in again.output
+
+
+def test_several_masks_resume_exactly(levels, tmp_path) -> None:
+    more = ("--binarize", "--num-classes", LEVELS)
+    for name, epochs in (("whole", 4), ("parts", 1)):
+        result = train("made", levels, tmp_path / name, "--epochs", epochs, *more)
+        assert result.exit_code == 0, result.output
+    # Three batches an epoch and two masks: the second epoch starts with the other mask.
+    assert load_checkpoint(tmp_path / "parts/last.pt")["model"]["next_mask"] == 1
+    out = tmp_path / "parts"
+    assert run("train", "made", "--out", out, "--resume", "--epochs", 4).exit_code == 0
+    assert history(out) == history(tmp_path / "whole")
+    names = ("samples.png", "results.json")
+    assert all((out / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in names)
 
 
 def test_text_resumes_exactly_and_on_its_own_data_only(text, tmp_path) -> None:
@@ -214,6 +231,9 @@ def test_gradients_are_clipped_over_all_parameters() -> None:
         (["nade", "--likelihood", "gaussian"], 1, "nade needs binary rows"),
         (["nade-categorical", "--binarize"], 1, "needs classes or grey levels"),
         (["rnade", "--likelihood", "gaussian"], 1, "dimensions have one value in all training"),
+        (["made", "--likelihood", "gaussian"], 1, "dimensions have one value in all training"),
+        (["nade", "--order", "random"], 2, "--order does not apply to nade"),
+        (["made", "--num-masks", "0"], 2, "--num-masks"),
         (["gpt", "--likelihood", "gaussian"], 1, "gpt models characters, classes"),
         (["gpt", "--num-heads", "3"], 1, "width must be a multiple of num_heads = 3"),
         (["gpt", "--hidden-size", "3"], 2, "--hidden-size does not apply to gpt"),
@@ -234,6 +254,6 @@ def test_bad_arguments(tmp_path, arguments, code, message) -> None:
 
 def test_probabilities_are_no_data_of_discrete_models() -> None:
     data = Dataset("grey", *(torch.full((4, 9), 0.5) for _ in range(3)), likelihood="bernoulli")
-    for kind in ("fvsbn", "nade", "rnade", "gpt"):
+    for kind in ("fvsbn", "nade", "rnade", "made", "gpt"):
         with pytest.raises(DataError, match=f"train holds probabilities; {kind} needs binary rows"):
             sessions.build(TrainConfig(kind, {}), dataset=data)

@@ -22,6 +22,7 @@ from dgm_fast.train import (
     Trainer,
     TrainingDiverged,
     TrainingInterrupted,
+    get_kind,
     kind_names,
 )
 from dgm_fast.train import session as sessions
@@ -29,7 +30,7 @@ from dgm_fast.train import session as sessions
 STEPS = 3  # batches an epoch of the small data set
 
 
-def small_data(dynamic: bool = False) -> Dataset:
+def small_data(dynamic: bool = False, num_classes: int | None = None) -> Dataset:
     generator = torch.Generator().manual_seed(1)
     p = torch.rand(1, 16, generator=generator)
     train, valid, test = (
@@ -43,7 +44,8 @@ def small_data(dynamic: bool = False) -> Dataset:
         train,
         valid,
         test,
-        "bernoulli",
+        "bernoulli" if num_classes is None else "categorical",
+        num_classes,
         image_shape=(4, 4),
         dynamic=dynamic,
         labels=labels,
@@ -61,7 +63,8 @@ def configuration(kind: str = "iwae", **changes) -> TrainConfig:
 
 
 def build(config: TrainConfig, run: RunDirectory | None = None, **options) -> sessions.Session:
-    session = sessions.build(config, dataset=options.pop("dataset", small_data()), **options)
+    default = small_data(num_classes=2 if config.kind == "nade-categorical" else None)
+    session = sessions.build(config, dataset=options.pop("dataset", default), **options)
     session.trainer.run = run
     return session
 
@@ -88,7 +91,8 @@ def interrupt_at(step: int):
     return hook
 
 
-@pytest.mark.parametrize("kind", kind_names())
+# A distance between samples and data tells nothing of a few adversarial steps.
+@pytest.mark.parametrize("kind", [k for k in kind_names() if get_kind(k).compare is None])
 def test_training_improves_the_validation_figure(kind):
     session = build(configuration(kind, epochs=6))
     result = session.trainer.fit()

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgm_fast import ops
+
 REDUCED = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, torch.float64, *REDUCED)
 
@@ -187,12 +189,11 @@ def check_registration(op: str, args: Sequence[Any], differentiable: Sequence[in
     torch.library.opcheck(overload, with_grad)
     outputs = overload(*args)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    saved = len(getattr(torch.ops.dgm_fast, f"{op}_backward").default._schema.arguments)
-    saved -= len(args) + 2
+    grads = [torch.ones_like(out) for out in outputs[: ops.differentiable_outputs(op)]]
     mask = [isinstance(args[i], Tensor) and args[i].dtype.is_floating_point for i in differentiable]
     torch.library.opcheck(
         getattr(torch.ops.dgm_fast, f"{op}_backward").default,
-        (torch.ones_like(outputs[0]), *outputs[:saved], *args, mask),
+        (*grads, *outputs[: ops.saved_outputs(op)], *args, mask),
         test_utils=("test_schema", "test_faketensor"),
     )
 

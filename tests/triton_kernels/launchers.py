@@ -30,8 +30,21 @@ DIFFERENTIABLE = {
     "gaussian_mixture_log_prob": (0, 1, 2, 3),
     "linear_bernoulli_log_prob": (0, 1, 2, 3),
     "linear_categorical_log_prob": (0, 1, 2),
+    "masked_linear": (0, 1, 2),
+    "fvsbn_log_prob": (0, 1, 2),
+    "nade_log_prob": (1, 2, 3, 4),
+    "nade_categorical_log_prob": (1, 2, 3, 4),
+    "rnade_log_prob": tuple(range(10)),
 }
-SAVED = {"log_mean_exp": 1, "iwae_bound": 2, "gaussian_mixture_log_prob": 1}
+SAVED = {
+    "log_mean_exp": 1,
+    "iwae_bound": 2,
+    "gaussian_mixture_log_prob": 1,
+    "fvsbn_log_prob": 2,
+    "nade_log_prob": 2,
+    "nade_categorical_log_prob": 2,
+    "rnade_log_prob": 2,
+}
 
 
 def _launcher(op: str, suffix: str) -> Any:

@@ -63,6 +63,11 @@ def _calls() -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
     def sample(mean: Tensor, log_var: Tensor) -> Tensor:
         return F.reparameterize(mean, log_var, K, generator=torch.Generator().manual_seed(3))
 
+    def mixture_nade(x: Tensor, *parameters: Tensor) -> Tensor:
+        return F.rnade_log_prob(x, *parameters[:-1], activation_scale=parameters[-1])
+
+    heads = [_leaf(*shape) for shape in ((3, 2, L), (3, 2)) * 3]
+
     return {
         "bernoulli": (lambda logits: F.bernoulli_log_prob(logits, bits), [_leaf(B, D)]),
         "gaussian": (F.gaussian_log_prob, [_leaf(B, D), _leaf(B, D), _leaf(D)]),
@@ -90,6 +95,23 @@ def _calls() -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
         ),
         "categorical head": (categorical_head, [_leaf(B, L), _leaf(6 * D, L), _leaf(6 * D)]),
         "pixel head": (pixel_head, [_leaf(B, L, 2, 5), _leaf(6, L)]),
+        "masked layer": (
+            lambda *layer: F.masked_linear(*layer, torch.arange(D), torch.arange(L) * 2),
+            [_leaf(B, D), _leaf(L, D), _leaf(L)],
+        ),
+        "fvsbn": (
+            F.fvsbn_log_prob,
+            [_leaf(B, D).detach().sigmoid().requires_grad_(), _leaf(D, D), _leaf(D)],
+        ),
+        "nade": (
+            lambda *parameters: F.nade_log_prob(bits, *parameters),
+            [_leaf(L, D), _leaf(L), _leaf(D, L), _leaf(D)],
+        ),
+        "categorical nade": (
+            lambda *parameters: F.nade_categorical_log_prob(index[:, :3], *parameters),
+            [_leaf(L, 3, 6), _leaf(L), _leaf(3, 6, L), _leaf(3, 6)],
+        ),
+        "rnade": (mixture_nade, [_leaf(B, 3), _leaf(L, 3), _leaf(L), *heads, _leaf(3)]),
         "iwae": (iwae, [_leaf(B, K, D), _leaf(B, K, L), _leaf(B, L), _leaf(B, L)]),
         "dreg": (dreg, [_leaf(B, K, D), _leaf(B, L), _leaf(B, L), _leaf(L, D)]),
     }
@@ -118,6 +140,9 @@ def test_backend_triton_matches_the_reference(name: str) -> None:
         "bernoulli head",
         "categorical head",
         "pixel head",
+        "masked layer",
+        "fvsbn",
+        "nade",
     ],
 )
 def test_second_derivatives(name: str) -> None:

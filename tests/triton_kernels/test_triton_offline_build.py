@@ -27,7 +27,7 @@ def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
     """name -> (launcher call, register bound)."""
-    from dgm_fast.kernels import latent, likelihood, linear_head, mixture
+    from dgm_fast.kernels import latent, likelihood, linear_head, masked, mixture, nade
 
     def t(*shape: int) -> torch.Tensor:
         return _meta(*shape, dtype=dtype)
@@ -38,7 +38,7 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
     x = _meta(B, 1, D, dtype=torch.uint8)
     index = _meta(B, 1, D, dtype=torch.int64)
     mean, log_var, z = t(B, L), t(B, L), t(B, K, L)
-    yes = [True] * 7
+    yes, ten = [True] * 7, [True] * 10
 
     def bernoulli_head(mask: list[bool] | None = None) -> Any:
         args = t(B, K, H), t(D, H), t(D), x
@@ -67,6 +67,41 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
         if mask is None:
             return mixture.gaussian_mixture_log_prob_fwd(*args)
         return mixture.gaussian_mixture_log_prob_bwd(f(B, K), f(B, K), *args, mask)
+
+    def masked_layer(rows: int, inputs: int, outputs: int, mask: list[bool] | None = None) -> Any:
+        order = _meta(inputs, dtype=torch.int64), _meta(outputs, dtype=torch.int64)
+        args = t(rows, inputs), t(outputs, inputs), t(outputs), *order, None, False
+        if mask is None:
+            return masked.masked_linear_fwd(*args)
+        return masked.masked_linear_bwd(t(rows, outputs), *args, mask)
+
+    heads = [t(63, 10, 500), t(63, 10)] * 3
+    densities: dict[str, tuple[Any, ...]] = {
+        "nade": (x[:64, 0], t(500, D), t(500), t(D, 500), t(D)),
+        "nade_categorical": (index[:, 0, :64], t(500, 64, C), t(500), t(64, C, 500), t(64, C)),
+        "rnade": (t(B, 63), t(500, 63), t(500), *heads, t(63), 0),
+    }
+    densities["logistic rnade"] = *densities["rnade"][:-1], 1
+
+    def density(kind: str, mask: list[bool] | None = None) -> Any:
+        args, op = densities[kind], kind.split()[-1]
+        if mask is None:
+            return getattr(nade, f"{op}_log_prob_fwd")(*args)
+        rows, size = args[0].shape
+        outputs = {"nade": (), "nade_categorical": (C,)}.get(kind, (30,))
+        saved = f(rows), f(rows, size, *outputs)
+        return getattr(nade, f"{op}_log_prob_bwd")(f(rows), *saved, *args, mask)
+
+    def samples(kind: str, rows: int, hidden: int | None = None) -> Any:
+        args, op = densities[kind][1:], kind.split()[-1]
+        if hidden is not None:
+            args = t(hidden, D), t(hidden), t(D, hidden), t(D)
+        noise = f(rows, args[0].shape[1], *((2,) if op == "rnade" else ()))
+        values = _meta(*noise.shape[:2], dtype=dtype)
+        given = _meta(*noise.shape[:2], dtype=torch.bool)
+        code = args[-1:] if op == "rnade" else ()
+        args = args[: len(args) - len(code)]
+        return getattr(nade, f"{op}_sample_fwd")(*args, noise, values, given, *code)
 
     def bound(code: int, out: torch.Tensor, log_var_out: Any, data: torch.Tensor) -> Any:
         return latent.iwae_bound_fwd(
@@ -127,6 +162,32 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
         "gaussian mixture backward": (lambda: gaussian_mixture(500, 10, yes[:4]), WIDE),
         "gaussian mixture backward, few": (lambda: gaussian_mixture(3, 2, yes[:4]), USUAL),
         "gaussian mixture backward, long": (lambda: gaussian_mixture(20, 300, yes[:4]), WIDE),
+        "masked layer": (lambda: masked_layer(64, D, 500), PRODUCT),
+        "masked layer backward": (lambda: masked_layer(64, D, 500, yes[:3]), PRODUCT),
+        "wide masked layer": (lambda: masked_layer(100, 8000, 8000), PRODUCT),
+        "wide masked layer backward": (lambda: masked_layer(100, 8000, 8000, yes[:3]), PRODUCT),
+        "masked layer, many rows": (lambda: masked_layer(10000, D, 500, yes[:3]), PRODUCT),
+        "fvsbn": (lambda: masked.fvsbn_log_prob_fwd(x[:64, 0], t(D, D), t(D)), PRODUCT),
+        "fvsbn backward": (
+            lambda: masked.fvsbn_log_prob_bwd(
+                f(64), f(64), f(64, D), x[:64, 0], t(D, D), t(D), [False, True, True]
+            ),
+            PRODUCT,
+        ),
+        "nade": (lambda: density("nade"), WIDE),
+        "nade backward": (lambda: density("nade", yes[:4]), PRODUCT),
+        "categorical nade": (lambda: density("nade_categorical"), WIDE),
+        "categorical nade backward": (lambda: density("nade_categorical", yes[:4]), PRODUCT),
+        "rnade": (lambda: density("rnade"), WIDE),
+        "rnade backward": (lambda: density("rnade", ten), PRODUCT),
+        "rnade, logistic": (lambda: density("logistic rnade"), WIDE),
+        "rnade backward, logistic": (lambda: density("logistic rnade", ten), PRODUCT),
+        "nade samples": (lambda: samples("nade", 64), USUAL),
+        "nade samples, many": (lambda: samples("nade", 4096), WIDE),
+        "nade samples, units in memory": (lambda: samples("nade", 64, 9000), WIDE),
+        "categorical nade samples": (lambda: samples("nade_categorical", 64), WIDE),
+        "rnade samples": (lambda: samples("rnade", 64), WIDE),
+        "rnade samples, logistic": (lambda: samples("logistic rnade", 64), WIDE),
         "kl": (lambda: latent.gaussian_kl_fwd(mean, log_var, t(L), t(L), 1), WIDE),
         "kl backward": (
             lambda: latent.gaussian_kl_bwd(f(B), mean, log_var, t(L), t(L), 1, yes[:4]),
