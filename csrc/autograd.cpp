@@ -259,8 +259,8 @@ void backward_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack
   name = name.substr(name.find("::") + 2);
   name.resize(name.size() - std::char_traits<char>::length(kBackwardSuffix));
   const auto& spec = op_spec(name);
-  const auto grad = (*stack)[first].toTensor();
   if (spec.constant_derivative) {
+    const auto grad = (*stack)[first].toTensor();
     Stack arguments(
         std::make_move_iterator(stack->begin() + static_cast<int64_t>(first)),
         std::make_move_iterator(stack->end()));
@@ -270,7 +270,6 @@ void backward_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack
     }
     return;
   }
-  const auto begin = stack->begin() + static_cast<int64_t>(first) + 1 + spec.saved_outputs;
   const auto grads_begin = stack->begin() + static_cast<int64_t>(first);
   const auto grads_end = grads_begin + spec.differentiable_outputs;
   const std::vector<c10::IValue> grads(grads_begin, grads_end);

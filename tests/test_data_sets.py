@@ -123,6 +123,7 @@ def fake_torchvision(monkeypatch, error: Exception | None = None) -> list[bool]:
             count = 60000 if train else 10000
             values = torch.from_numpy(np.arange(count) % 256).to(torch.uint8)
             self.data = values[:, None, None].expand(count, 28, 28)
+            self.targets = torch.arange(count) % 10
 
         def __len__(self) -> int:
             return len(self.data)

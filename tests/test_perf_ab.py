@@ -300,7 +300,7 @@ def test_a_change_touches_its_family(file: str) -> None:
     "file",
     [
         "setup.py",
-        "csrc/cpu/vec.h",
+        "csrc/registry.h",
         "csrc/schemas.cpp",
         "dgm_fast/ops/_registry.py",
         "csrc/gone.cpp",

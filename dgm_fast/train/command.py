@@ -406,6 +406,7 @@ def _run(
         shown = {
             "monitor": "valid_sliced_wasserstein",
             "figure": "discriminator loss and distance:",
+            "digits": ".4g",
         }
     progress = RichProgress(config.kind, console=console, **shown)
     session = sessions.build(config, progress=progress, signals=signals)

@@ -58,6 +58,7 @@ class RichProgress:
         console: a ``rich.console.Console``; None makes one on standard output.
         monitor: which entry of an epoch's record is the validation figure.
         figure: what the numbers are; the default says that they bound the NLL from above.
+        digits: how they are written, a format specification.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class RichProgress:
         console: Any = None,
         monitor: str = "valid_nll",
         figure: str = "NLL ≤",
+        digits: str = ".2f",
         line_seconds: float = 5.0,
     ) -> None:
         self._rich = require("rich.progress", "the progress bar")
@@ -74,6 +76,7 @@ class RichProgress:
         self._label = label
         self._monitor = monitor
         self._figure = figure
+        self._digits = digits
         self._line_seconds = line_seconds
         self._bar: Any = None
         self._task: Any = None
@@ -89,14 +92,14 @@ class RichProgress:
         if not self.console.is_terminal:
             return
         rich = self._rich
+        shown = [
+            f"{{task.fields[{name}]:{self._digits}}} {name}" for name in ("train", "valid", "best")
+        ]
         self._bar = rich.Progress(
             rich.TextColumn("[bold]{task.description}"),
             rich.BarColumn(bar_width=10),
             rich.TextColumn("{task.fields[epoch]}/{task.fields[epochs]}"),
-            rich.TextColumn(
-                self._figure + " {task.fields[train]:.2f} train "
-                "{task.fields[valid]:.2f} valid {task.fields[best]:.2f} best"
-            ),
+            rich.TextColumn(" ".join([self._figure, *shown])),
             rich.TimeRemainingColumn(),
             console=self.console,
         )
@@ -142,8 +145,8 @@ class RichProgress:
         self._printed = now
         self.console.print(
             f"{self._label}: epoch {record['epoch']}/{self._epochs}  "
-            f"{self._figure} {record['train_loss']:.4g} train, {self._valid:.4g} valid, "
-            f"{self._best:.4g} best",
+            f"{self._figure} {record['train_loss']:{self._digits}} train, "
+            f"{self._valid:{self._digits}} valid, {self._best:{self._digits}} best",
             highlight=False,
         )
 
