@@ -35,6 +35,10 @@ DIFFERENTIABLE = {
     "nade_log_prob": (1, 2, 3, 4),
     "nade_categorical_log_prob": (1, 2, 3, 4),
     "rnade_log_prob": tuple(range(10)),
+    "affine_coupling": (0, 1, 2),
+    "actnorm": (0, 1, 2),
+    "rational_quadratic_spline": (0, 1, 2, 3),
+    "logistic_mixture_cdf": (0, 1, 2, 3),
 }
 SAVED = {
     "log_mean_exp": 1,
@@ -44,7 +48,12 @@ SAVED = {
     "nade_log_prob": 2,
     "nade_categorical_log_prob": 2,
     "rnade_log_prob": 2,
+    "logistic_mixture_cdf": 1,
 }
+# How many outputs are differentiable, where it is not one.
+OUTPUTS = {"affine_coupling": 2, "rational_quadratic_spline": 2, "logistic_mixture_cdf": 2}
+
+Grads = Tensor | Sequence[Tensor | None]
 
 
 def _launcher(op: str, suffix: str) -> Any:
@@ -75,15 +84,15 @@ def forward(op: str, *args: Any) -> tuple[Tensor, ...]:
 
 
 def backward(
-    op: str, grad: Tensor, outputs: Sequence[Tensor], args: Sequence[Any], mask: Sequence[bool]
+    op: str, grad: Grads, outputs: Sequence[Tensor], args: Sequence[Any], mask: Sequence[bool]
 ) -> tuple[Tensor, ...]:
     saved = outputs[: SAVED.get(op, 0)]
     with poisoned_memory():
-        return _as_tuple(_launcher(op, "bwd")(grad, *saved, *args, list(mask)))
+        return _as_tuple(_launcher(op, "bwd")(*_as_tuple(grad), *saved, *args, list(mask)))
 
 
 def reference(
-    op: str, args: Sequence[Any], grad: Tensor, mask: Sequence[bool], dtype: torch.dtype | None
+    op: str, args: Sequence[Any], grad: Grads, mask: Sequence[bool], dtype: torch.dtype | None
 ) -> tuple[tuple[Tensor, ...], list[Tensor | None]]:
     """Values and gradients of the reference formula, in ``dtype`` or in that of the arguments."""
     wanted = [i for i, m in zip(DIFFERENTIABLE[op], mask, strict=True) if m]
@@ -93,11 +102,16 @@ def reference(
             a = a.to(dtype) if dtype and a.dtype.is_floating_point else a
             inputs[i] = a.detach().clone().requires_grad_(i in wanted)
     outputs = _as_tuple(SPECS[op].reference(*inputs))
+    reached = [
+        (out, g.to(out.dtype))
+        for out, g in zip(outputs, _as_tuple(grad), strict=False)
+        if g is not None
+    ]
     grads = iter(
         torch.autograd.grad(
-            outputs[0],
+            [out for out, _ in reached],
             [inputs[i] for i in wanted],
-            grad.to(outputs[0].dtype),
+            [g for _, g in reached],
             allow_unused=True,
             materialize_grads=True,
         )
@@ -150,7 +164,7 @@ def differentiable_mask(op: str, args: Sequence[Any]) -> list[bool]:
 
 
 def check(
-    op: str, *args: Any, mask: Sequence[bool] | None = None, grad: Tensor | None = None
+    op: str, *args: Any, mask: Sequence[bool] | None = None, grad: Grads | None = None
 ) -> None:
     """Values and every gradient of a launcher pair against the reference, arguments untouched."""
     before = [a.clone() if isinstance(a, Tensor) else a for a in args]
@@ -159,7 +173,10 @@ def check(
     outputs = forward(op, *args)
     if grad is None:
         generator = torch.Generator().manual_seed(1)
-        grad = torch.randn(outputs[0].shape, generator=generator).to(outputs[0].dtype)
+        grad = tuple(
+            torch.randn(out.shape, generator=generator).to(out.dtype)
+            for out in outputs[: OUTPUTS.get(op, 1)]
+        )
     exact, exact_grads = reference(op, args, grad, mask, torch.float64)
     double = outputs[0].dtype == torch.float64
     eager, eager_grads = reference(op, args, grad, mask, torch.float32 if double else None)
@@ -182,7 +199,7 @@ def check_masks(op: str, *args: Any) -> None:
     """Each gradient asked for alone is the one that comes with all others."""
     mask = differentiable_mask(op, args)
     outputs = forward(op, *args)
-    grad = torch.ones_like(outputs[0])
+    grad = tuple(torch.ones_like(out) for out in outputs[: OUTPUTS.get(op, 1)])
     together = backward(op, grad, outputs, args, mask)
     for i, wanted in enumerate(mask):
         if not wanted:

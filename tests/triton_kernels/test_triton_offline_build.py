@@ -15,8 +15,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from helpers import offline_gpu
 
-# Registers per thread: 64 leave room for 32 warps on a multiprocessor, 80 for 24, 128 for 16, 224 for 8.
-USUAL, WIDE, PRODUCT = 80, 128, 224
+# Registers per thread: 64 leave room for 32 warps on a multiprocessor, 80 for 24, 128 for 16, 160 for 12,
+# 224 for 8.
+USUAL, WIDE, MANY, PRODUCT = 80, 128, 160, 224
 
 B, K, D, C, L, H = 128, 50, 784, 17, 50, 200
 
@@ -27,7 +28,16 @@ def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
     """name -> (launcher call, register bound)."""
-    from dgm_fast.kernels import latent, likelihood, linear_head, masked, mixture, nade
+    from dgm_fast.kernels import (
+        coupling,
+        latent,
+        likelihood,
+        linear_head,
+        masked,
+        mixture,
+        nade,
+        spline,
+    )
 
     def t(*shape: int) -> torch.Tensor:
         return _meta(*shape, dtype=dtype)
@@ -102,6 +112,31 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
         code = args[-1:] if op == "rnade" else ()
         args = args[: len(args) - len(code)]
         return getattr(nade, f"{op}_sample_fwd")(*args, noise, values, given, *code)
+
+    def rational_spline(bins: int, inverse: bool, mask: list[bool] | None = None) -> Any:
+        x, parameters = t(B, D), (t(B, D, bins), t(B, D, bins), t(B, D, bins - 1))
+        options = (None, inverse, 0, True, -3.0, 3.0, -3.0, 3.0, 1e-3, 1e-3, 1e-3, 0, True)
+        if mask is None:
+            return spline.rational_quadratic_spline_fwd(x, *parameters, *options)
+        return spline.rational_quadratic_spline_bwd(t(B, D), f(B), x, *parameters, *options, mask)
+
+    def logistic_cdf(components: int, inverse: bool, mask: list[bool] | None = None) -> Any:
+        x, parameters = t(B, D), [t(B, D, components) for _ in range(3)]
+        if mask is None:
+            return spline.logistic_mixture_cdf_fwd(x, *parameters, inverse)
+        return spline.logistic_mixture_cdf_bwd(t(B, D), f(B, D), x, x, *parameters, inverse, mask)
+
+    def affine(scale: int, inverse: bool, mask: list[bool] | None = None) -> Any:
+        args = t(B, D), t(B, D), t(B, D), None, inverse, 1, scale, 2.0
+        if mask is None:
+            return coupling.affine_coupling_fwd(*args)
+        return coupling.affine_coupling_bwd(t(B, D), f(B), *args, mask)
+
+    def actnorm(mask: list[bool] | None = None) -> Any:
+        args = t(B, 48, 16, 16), t(48), t(48), False
+        if mask is None:
+            return coupling.actnorm_fwd(*args)
+        return coupling.actnorm_bwd(t(B, 48, 16, 16), *args, mask)
 
     def bound(code: int, out: torch.Tensor, log_var_out: Any, data: torch.Tensor) -> Any:
         return latent.iwae_bound_fwd(
@@ -188,6 +223,20 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
         "categorical nade samples": (lambda: samples("nade_categorical", 64), WIDE),
         "rnade samples": (lambda: samples("rnade", 64), WIDE),
         "rnade samples, logistic": (lambda: samples("logistic rnade", 64), WIDE),
+        "spline": (lambda: rational_spline(8, False), MANY),
+        "spline inverse": (lambda: rational_spline(8, True), MANY),
+        "spline backward": (lambda: rational_spline(8, False, yes[:4]), WIDE),
+        "spline inverse backward": (lambda: rational_spline(8, True, yes[:4]), WIDE),
+        "spline backward, many bins": (lambda: rational_spline(32, False, yes[:4]), WIDE),
+        "mixture CDF": (lambda: logistic_cdf(32, False), WIDE),
+        "mixture quantile": (lambda: logistic_cdf(32, True), WIDE),
+        "mixture CDF backward": (lambda: logistic_cdf(32, False, yes[:4]), WIDE),
+        "mixture quantile backward": (lambda: logistic_cdf(8, True, yes[:4]), WIDE),
+        "affine": (lambda: affine(0, False), USUAL),
+        "affine, tanh": (lambda: affine(3, True), WIDE),
+        "affine backward": (lambda: affine(4, True, yes[:3]), WIDE),
+        "actnorm": (actnorm, USUAL),
+        "actnorm backward": (lambda: actnorm(yes[:3]), USUAL),
         "kl": (lambda: latent.gaussian_kl_fwd(mean, log_var, t(L), t(L), 1), WIDE),
         "kl backward": (
             lambda: latent.gaussian_kl_bwd(f(B), mean, log_var, t(L), t(L), 1, yes[:4]),
