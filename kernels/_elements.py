@@ -48,19 +48,24 @@ class ElementPlan:
                 else t.expand(x.shape).contiguous()
                 for i, t in enumerate(self.tensors)
             ]
+            # A parameter without columns has no stride to tell.
+            columns = self.tensors[1]
+            assert columns is not None
             copies = [
                 None
                 if t is None
                 else t.unsqueeze(-1)
                 if not 0 < i <= len(parameters)
-                else (t if t.shape[-1] else self.tensors[1])[..., :1]
+                else (t if t.shape[-1] else columns)[..., :1]
                 for i, t in enumerate(self.tensors)
             ]
             rows = collapse(torch.Size(full), 1, copies)
             assert rows is not None
         self.inner = rows.inner
         self.strides = [s for two in rows.strides for s in two[:2]]
-        self.parameter_strides = [t.stride(-1) for t in self.tensors[1 : 1 + len(parameters)]]
+        self.parameter_strides = [
+            t.stride(-1) for t in self.tensors[1 : 1 + len(parameters)] if t is not None
+        ]
         widest = max(p.shape[-1] for p in parameters)
         self.columns = triton.next_power_of_2(max(widest, 2))
         self.block = max(_BLOCK // self.columns, 1)
