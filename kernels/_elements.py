@@ -49,14 +49,14 @@ class ElementPlan:
                 for i, t in enumerate(self.tensors)
             ]
             # A parameter without columns has no stride to tell.
-            columns = self.tensors[1]
-            assert columns is not None
+            stand_in = self.tensors[1]
+            assert stand_in is not None
             copies = [
                 None
                 if t is None
                 else t.unsqueeze(-1)
                 if not 0 < i <= len(parameters)
-                else (t if t.shape[-1] else columns)[..., :1]
+                else (t if t.shape[-1] else stand_in)[..., :1]
                 for i, t in enumerate(self.tensors)
             ]
             rows = collapse(torch.Size(full), 1, copies)
