@@ -296,10 +296,16 @@ def test_a_change_touches_its_family(file: str) -> None:
     assert families == FAMILIES[file]
 
 
+def test_an_op_beside_the_table_is_found() -> None:
+    names = changed.touched(["csrc/critic_step.cpp"], CASES, [], ROOT)
+    assert names == [case.name for case in CASES if case.op == "critic_step"] != []
+
+
 @pytest.mark.parametrize(
     "file",
     [
         "setup.py",
+        "csrc/cpu/vec.h",
         "csrc/registry.h",
         "csrc/schemas.cpp",
         "dgm_fast/ops/_registry.py",

@@ -22,6 +22,7 @@ from dgm_fast.ops._extension import (
 )
 from dgm_fast.ops._registry import (
     SPECS,
+    STANDALONE,
     OpSpec,
     differentiable_arguments,
     differentiable_outputs,
@@ -92,6 +93,7 @@ __all__ = [
     "SCALES",
     "SPECS",
     "SPLINE_ENDS",
+    "STANDALONE",
     "WITHOUT_TRITON",
     "OpSpec",
     "active_isa",

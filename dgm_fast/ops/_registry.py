@@ -42,6 +42,8 @@ class OpSpec:
 
 
 SPECS: dict[str, OpSpec] = {}
+# Ops with a schema and autograd of their own, beside the table.
+STANDALONE: set[str] = set()
 
 
 class _Schema(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dgm_fast.ops import _extension
-from dgm_fast.ops._registry import NAMESPACE
+from dgm_fast.ops._registry import NAMESPACE, STANDALONE
 from dgm_fast.ops.adversarial import term_code
 from dgm_fast.reference import critic_step as formulas
 from dgm_fast.reference.adversarial import Term
@@ -101,3 +101,5 @@ def critic_step(
 if _extension.extension is not None:
     _library = torch.library.Library(NAMESPACE, "FRAGMENT")
     torch.library.register_fake(f"{NAMESPACE}::critic_step", _fake, lib=_library)
+
+STANDALONE.add("critic_step")

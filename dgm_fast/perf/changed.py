@@ -83,7 +83,9 @@ def affected_ops(changed: str, root: Path) -> set[str] | None:
     while waiting:
         current = waiting.pop()
         own = _ops_of(root / current)
-        if own == set(ops.SPECS) or (own is None and current.endswith(".cpp")):
+        if own is not None and own >= set(ops.SPECS):
+            return None
+        if own is None and current.endswith(".cpp"):
             return None
         if own:
             found |= own
@@ -122,7 +124,8 @@ def _ops_of(path: Path) -> set[str] | None:
     if path.parent.name == "cpu" or path.suffix != ".cpp":
         return set()
     text = path.read_text(errors="replace")
-    return {name for name in ops.SPECS if f'"{name}"' in text or f'"{name}(' in text}
+    names = (*ops.SPECS, *ops.STANDALONE)
+    return {name for name in names if f'"{name}"' in text or f'"{name}(' in text}
 
 
 def _sources(root: Path) -> list[str]:

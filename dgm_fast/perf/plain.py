@@ -399,7 +399,6 @@ def logistic_mixture_quantile(
     x: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor
 ) -> tuple[Tensor, Tensor]:
     """A hundred halvings of a wide bracket, as survae and Flow++ do; a step carries gradients."""
-    """A hundred halvings of a wide bracket, as survae and Flow++ do, and a step that carries gradients."""
     with torch.no_grad():
         log_weights = torch.log_softmax(logits, -1)
         scales = torch.exp(log_scales)
