@@ -2,6 +2,7 @@
 
 from dgm_fast.models._em import EMResult
 from dgm_fast.models.beta_vae import BetaVAE
+from dgm_fast.models.flow import Flow
 from dgm_fast.models.fvsbn import FVSBN
 from dgm_fast.models.gan import FGAN, GAN, KLGAN, WGAN, WGANGP, ConditionalGAN, NonSaturatingGAN
 from dgm_fast.models.gaussian_mixture import GaussianMixture
@@ -32,6 +33,7 @@ __all__ = [
     "CategoricalNADE",
     "ConditionalGAN",
     "EMResult",
+    "Flow",
     "GaussianMixture",
     "LSTMModel",
     "NonSaturatingGAN",
