@@ -70,7 +70,7 @@ def test_below_the_threshold_is_no_regression_however_significant() -> None:
 
 
 def test_below_the_floor_is_no_regression() -> None:
-    small = [look(1.3, base=2e-6, seed=s) for s in range(2)]
+    small = [look(1.3, base=1e-6, seed=s) for s in range(2)]
     assert stats.decide(small, RULE).verdict == SAME
     assert stats.decide(small, Rule(floor_s=1e-7)).verdict == SLOWER
 

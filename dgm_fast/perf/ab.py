@@ -95,7 +95,7 @@ def markdown(result: Comparison) -> str:
         lines.append("")
     lines.append(
         f"{result.threads} threads; rounds interleaved in one session; a change counts beyond "
-        f"{100 * rule.threshold:.0f}% and {1e6 * rule.floor_s:.0f} µs of the median, "
+        f"{100 * rule.threshold:.0f}% and {1e6 * rule.floor_s:g} µs of the median, "
         f"p < {rule.alpha:g} (Mann-Whitney U), in most of {1 + FURTHER_LOOKS} sessions of fresh processes."
     )
     return "\n".join(lines) + "\n"

@@ -52,7 +52,7 @@ def _say(line: str) -> None:
 @click.option("--changed", "only_changed", is_flag=True, help="Cases that the diff can touch.")
 @click.option("--quick", is_flag=True, help="Without large and odd cases.")
 @click.option("--threshold", type=float, help="Relative change (default: 0.10; 0.05 on a GPU).")
-@click.option("--floor-us", type=float, help="Absolute change, microseconds (default: 1; 2).")
+@click.option("--floor-us", type=float, help="Absolute change, microseconds (default: 0.5; 2).")
 @click.option("--markdown", "out", type=FILE, help="Write the table there as well.")
 @click.option("--repo", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--build", help="Command that builds a worktree of --repo.")
