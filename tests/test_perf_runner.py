@@ -393,14 +393,17 @@ def test_step_record(tiny: step.StepCase, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(step, "TRAINED_STEPS", 2)
     monkeypatch.setattr(step, "PROFILED_STEPS", 2)
     state = torch.get_rng_state()
-    record = step.run_step(tiny, OPTIONS)
-    assert torch.equal(torch.get_rng_state(), state)
+    # A stall of the machine in one kind can push others below what is listed: then look again.
+    for _ in range(3):
+        record = step.run_step(tiny, OPTIONS)
+        assert torch.equal(torch.get_rng_state(), state)
+        if all("linear layers" in shares for shares in record["profile"].values()):
+            break
     assert record["status"] == "ok", record["failures"]
     assert set(record["modes"]["step"]) == {"eager", "ours"}
     assert record["data"] == "synthetic"
-    assert any("linear layers" in shares for shares in record["profile"].values())
     for shares in record["profile"].values():
-        # A stall of the machine in one kind can push others below what is listed.
+        assert "linear layers" in shares
         assert set(shares) <= KINDS
         # Each share is rounded to three digits, so their sum may pass 1 by half a digit apiece.
         assert 0.9 <= sum(shares.values()) <= 1 + 0.0005 * len(shares) + 1e-9
