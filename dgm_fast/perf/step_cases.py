@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from itertools import pairwise
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -92,51 +91,33 @@ def gmvae_step(
     )
 
 
-class _MaskedNetwork(nn.Module):
-    """A binary MADE in natural order with ReLU units: logits of all conditionals, scored in one loss."""
-
-    def __init__(self, num_dims: int, hidden_sizes: tuple[int, ...]) -> None:
-        super().__init__()
-        from dgm_fast.nn import MaskedLinear
-
-        order = torch.arange(1, num_dims + 1)
-        degrees = [order]
-        for size in hidden_sizes:
-            degrees.append((torch.arange(size) % (num_dims - 1) + 1).sort().values)
-        layers: list[nn.Module] = []
-        for before, after in pairwise(degrees):
-            layers += [MaskedLinear(len(before), len(after), before, after), nn.ReLU()]
-        layers.append(MaskedLinear(len(degrees[-1]), num_dims, degrees[-1], order, strict=True))
-        self.layers = nn.Sequential(*layers)
-
-    def loss(self, x: Tensor) -> Tensor:
-        from dgm_fast import functional
-
-        return -functional.bernoulli_log_prob(self.layers(x), x).mean()
-
-
 def made_step(
     label: str, num_dims: int, hidden_sizes: tuple[int, ...], batch_size: int
 ) -> StepCase:
     """A step of a binary MADE; its rivals multiply each weight by a mask that they keep."""
+
+    def model() -> nn.Module:
+        from dgm_fast.models import MADE
+
+        return MADE(num_dims, hidden_sizes)
+
     return StepCase(
         label,
         "made_step",
         "bernoulli",
         (batch_size, num_dims, *hidden_sizes),
-        lambda: _MaskedNetwork(num_dims, hidden_sizes),
+        model,
         lambda generator: binary_rows(batch_size, num_dims, generator, "DGM_FAST_MNIST"),
         plain=_masked_weights,
     )
 
 
 def _masked_weights(model: Any) -> None:
-    for layer in model.layers:
-        if not isinstance(layer, nn.ReLU):
-            degrees = (layer.sorted_in_degrees, layer.sorted_out_degrees)
-            mask = reference.degree_mask(*degrees, strict=layer.strict).to(layer.weight.dtype)
-            layer.register_buffer("mask", mask, persistent=False)
-            layer.forward = MethodType(_masked_forward, layer)
+    for layer in model.network.layers:
+        degrees = (layer.sorted_in_degrees, layer.sorted_out_degrees)
+        mask = reference.degree_mask(*degrees, strict=layer.strict).to(layer.weight.dtype)
+        layer.register_buffer("mask", mask, persistent=False)
+        layer.forward = MethodType(_masked_forward, layer)
 
 
 def _masked_forward(layer: Any, x: Tensor) -> Tensor:
