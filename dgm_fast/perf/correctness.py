@@ -19,9 +19,9 @@ from dgm_fast.perf.problem import (
 )
 from dgm_fast.perf.registry import Inputs, Outputs
 
-# A rival may be less exact than we promise to be; beyond this it computes something else. Plain float32
-# forms come to 2e-3: gradients of splines subtract knots that nearly cancel, and those through LeakyReLU jump
-# where rounding moves an activation over its kink.
+# A rival may be less exact than we promise to be; beyond this it computes something else. Plain
+# float32 forms come to 2e-3: gradients of splines subtract knots that nearly cancel, and those through
+# LeakyReLU jump where rounding moves an activation over its kink.
 RIVAL_LIMIT = 5e-3
 RIVAL_LIMIT_REDUCED = 5e-2
 
