@@ -34,9 +34,9 @@ inline Scale<A> scale_of(const Vec<A>& u, A clamp) {
     Vec<A> log = u;
     Vec<A> derivative = one;
     if constexpr (M == ScaleMap::Tanh) {
-      const Vec<A> t = (u / Vec<A>(clamp)).tanh();
-      log = Vec<A>(clamp) * t;
-      derivative = one - t * t;
+      const auto bounded = tanh_slope(u / Vec<A>(clamp));
+      log = Vec<A>(clamp) * bounded.value;
+      derivative = bounded.slope;
     } else if constexpr (M == ScaleMap::Atan) {
       const Vec<A> amplitude(A(kTwoOverPi) * clamp);
       log = amplitude * u.atan();
@@ -218,6 +218,42 @@ void affine(const AffineForwardArgs& args) {
   });
 }
 
+// Gradients of the log-determinants, one an element; elements are asked for in ascending order.
+template <typename A>
+class EventGradients {
+ public:
+  EventGradients(const A* gradients, int64_t first, int64_t event)
+      : gradients_(gradients), event_(event), number_(first / event), end_((number_ + 1) * event) {}
+
+  Vec<A> load(int64_t element, int64_t count) {
+    if (gradients_ == nullptr) {
+      return Vec<A>(0);
+    }
+    advance(element);
+    if (element + count <= end_) {
+      return Vec<A>(gradients_[number_]);
+    }
+    A values[kLanes<A>] = {};
+    for (int64_t l = 0; l < count; ++l) {
+      advance(element + l);
+      values[l] = gradients_[number_];
+    }
+    return Vec<A>::loadu(values);
+  }
+
+ private:
+  // By comparison: two divisions a vector cost more than the rest of the gradient.
+  void advance(int64_t element) {
+    if (element >= end_) {
+      ++number_;
+      end_ += event_;
+    }
+  }
+
+  const A* gradients_;
+  int64_t event_, number_, end_;
+};
+
 template <ScaleMap M, bool Inverse, typename T>
 void affine_grad_piece(const AffineGradArgs& args, const Range& range) {
   using A = acc_t<T>;
@@ -226,7 +262,7 @@ void affine_grad_piece(const AffineGradArgs& args, const Range& range) {
   const A clamp = A(in.clamp);
   const Vec<A> zero(0);
   const bool masked = in.mask.present();
-  const auto* grad_log_det = static_cast<const A*>(args.grad_log_det);
+  EventGradients<A> of_event(static_cast<const A*>(args.grad_log_det), range.begin, in.event);
   each_run(in, range, [&](int64_t i, int64_t run, int64_t position, int64_t count) {
     const T* x = row<T>(in.x, run) + position;
     const T* u = row<T>(in.log_scale, run) + position;
@@ -241,19 +277,7 @@ void affine_grad_piece(const AffineGradArgs& args, const Range& range) {
       const int64_t rest = std::min<int64_t>(lanes, count - j);
       const auto scale = scale_of<M, Inverse>(vload(u + j, rest), clamp);
       const Vec<A> of_y = grad == nullptr ? zero : vload(grad + j, rest);
-      Vec<A> of_log(0);
-      if (grad_log_det != nullptr) {
-        const int64_t first = (i + j) / in.event;
-        if ((i + j + rest - 1) / in.event == first) {
-          of_log = Vec<A>(grad_log_det[first]);
-        } else {
-          A values[lanes] = {};
-          for (int64_t l = 0; l < rest; ++l) {
-            values[l] = grad_log_det[(i + j + l) / in.event];
-          }
-          of_log = Vec<A>::loadu(values);
-        }
-      }
+      const Vec<A> of_log = of_event.load(i + j, rest);
       const Vec<A> at = vload(x + j, rest);
       Vec<A> of_x = of_y * scale.factor;
       Vec<A> of_shift = Inverse ? of_x.neg() : of_y;

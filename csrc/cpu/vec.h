@@ -575,6 +575,20 @@ inline Vec<double> reciprocal(const Vec<double>& v) {
   return Vec<double>(1) / v;
 }
 
+// tanh(v) and its derivative: with m = exp(-2 |v|) - 1 neither -m / (2 + m) nor 4 (1 + m) / (2 + m)^2 cancels.
+template <typename A>
+struct TanhSlope {
+  Vec<A> value, slope;
+};
+
+template <typename A>
+inline TanhSlope<A> tanh_slope(const Vec<A>& v) {
+  const auto pair = exp_pair(v.abs() * Vec<A>(-2));
+  const Vec<A> inverse = reciprocal(pair.minus_one + Vec<A>(2));
+  const Vec<A> size = pair.minus_one.neg() * inverse;
+  return {select(less(v, Vec<A>(0)), size.neg(), size), Vec<A>(4) * pair.exp * inverse * inverse};
+}
+
 // sigmoid(v) = 1 / (1 + exp(-v)).
 inline Vec<float> sigmoid(const Vec<float>& v) {
   return reciprocal(
