@@ -2,6 +2,7 @@
 #pragma once
 
 #include "operand.h"
+#include "transpose.h"
 #include "vec.h"
 
 #include <vector>
@@ -51,40 +52,6 @@ struct LaneOffsets {
     }
   }
 };
-
-// to[c * to_stride + r] = from[r * from_stride + c].
-template <typename A>
-inline void transpose(
-    const A* from, int64_t from_stride, A* to, int64_t to_stride, int64_t rows, int64_t columns) {
-  int64_t done = 0;
-#if defined(CPU_CAPABILITY_AVX512)
-  if constexpr (std::is_same_v<A, float>) {
-    at::vec::transpose_mxn<float>(
-        from, from_stride, to, to_stride, static_cast<int>(rows), static_cast<int>(columns));
-    return;
-  }
-#elif defined(CPU_CAPABILITY_AVX2)
-  if constexpr (std::is_same_v<A, float>) {
-    for (; done + 8 <= rows; done += 8) {
-      int64_t c = 0;
-      for (; c + 8 <= columns; c += 8) {
-        at::vec::transpose_mxn<float, 8, 8>(
-            from + done * from_stride + c, from_stride, to + c * to_stride + done, to_stride);
-      }
-      for (; c < columns; ++c) {
-        for (int64_t r = done; r < done + 8; ++r) {
-          to[c * to_stride + r] = from[r * from_stride + c];
-        }
-      }
-    }
-  }
-#endif
-  for (int64_t r = done; r < rows; ++r) {
-    for (int64_t c = 0; c < columns; ++c) {
-      to[c * to_stride + r] = from[r * from_stride + c];
-    }
-  }
-}
 
 // Rows of `size` parameters, `stride` apart within a row, into columns. `buffer` has room for them once more.
 template <typename T>

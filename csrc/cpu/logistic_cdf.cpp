@@ -1,7 +1,7 @@
 // CDFs of mixtures of logistics (Flow++), a vector of elements at a time, and their inverse.
 //
 // With a = (x - mean) / s, E = exp(-|a|) and h = 1 / (1 + E), a component's CDF is h or E h, and its density
-// exp(-|a|) h^2 / s: one exponential each.
+// E h^2 / s: one exponential for both.
 
 #include "columns.h"
 #include "dispatch.h"
@@ -21,6 +21,9 @@ constexpr int kMaxSteps = 200;
 template <typename A>
 inline constexpr A kFarthest = std::is_same_v<A, double> ? A(1e100) : A(1e15);
 
+template <typename A>
+inline constexpr A kFarthestOffset = std::is_same_v<A, double> ? A(1e200) : A(1e30);
+
 // The logit of F to this precision is one more Newton step from the root's.
 template <typename A>
 inline constexpr A kNear = std::is_same_v<A, double> ? A(1e-10) : A(1e-4);
@@ -31,7 +34,7 @@ class Components {
  public:
   using A = acc_t<T>;
   static constexpr int lanes = kStep<T>;
-  enum Column { kLogits, kMeans, kLogScales, kWeight, kInverse, kA, kE, kJoint, kColumns };
+  enum Column { kLogits, kMeans, kLogScales, kWeight, kInverse, kA, kE, kH, kShare, kColumns, kCdf = kE, kTurn = kH };
 
   explicit Components(int64_t number)
       : number_(number), memory_((kColumns + 1) * number * lanes, A(0)) {}
@@ -110,35 +113,57 @@ struct Density {
   }
 };
 
-// At x; leaves a, E, and each component's share of the density in its columns.
+// A sum of densities in here has lost nothing to underflow or overflow.
+template <typename A>
+inline constexpr A kLargestDensity = std::is_same_v<A, double> ? A(1e250) : A(1e30);
+
+// The densities of the components, from their logarithms: relative to the largest where all are tiny or huge.
+template <typename T>
+void rescale(Components<T>& components, Density<acc_t<T>>& result) {
+  using A = acc_t<T>;
+  using C = Components<T>;
+  result.highest = Vec<A>(-std::numeric_limits<A>::infinity());
+  result.sum = Vec<A>(0);
+  for (int64_t k = 0; k < components.number(); ++k) {
+    const Vec<A> joint = components.get(C::kLogits, k) - components.log_normaliser -
+        components.get(C::kLogScales, k) - components.get(C::kA, k).abs();
+    components.set(C::kShare, k, joint);
+    result.highest = max_ignoring_nan(joint, result.highest);
+  }
+  for (int64_t k = 0; k < components.number(); ++k) {
+    const Vec<A> h = components.get(C::kH, k);
+    const Vec<A> share = full_exp(components.get(C::kShare, k) - result.highest) * h * h;
+    components.set(C::kShare, k, share);
+    result.sum = result.sum + share;
+  }
+}
+
+// At x; leaves a, E, h and each component's share of the density in its columns.
 template <typename T>
 Density<acc_t<T>> density(Components<T>& components, const Vec<acc_t<T>>& x) {
   using A = acc_t<T>;
   using C = Components<T>;
   const Vec<A> one(1);
-  Density<A> result{Vec<A>(0), Vec<A>(0), Vec<A>(-std::numeric_limits<A>::infinity()), Vec<A>(0)};
+  Density<A> result{Vec<A>(0), Vec<A>(0), Vec<A>(0), Vec<A>(0)};
   for (int64_t k = 0; k < components.number(); ++k) {
     const Vec<A> a = components.distance(x, k);
     const Vec<A> e = full_exp(a.abs().neg());
     const Vec<A> h = reciprocal(one + e);
-    const Vec<A> weight = components.get(C::kWeight, k);
     const auto left = less(a, Vec<A>(0));
-    const Vec<A> near = weight * h;
+    const Vec<A> near = components.get(C::kWeight, k) * h;
     const Vec<A> far = near * e;
+    const Vec<A> share = far * h * components.get(C::kInverse, k);
     result.below = result.below + select(left, far, near);
     result.above = result.above + select(left, near, far);
-    const Vec<A> joint = components.get(C::kLogits, k) - components.log_normaliser -
-        components.get(C::kLogScales, k) - a.abs();
+    result.sum = result.sum + share;
     components.set(C::kA, k, a);
     components.set(C::kE, k, e);
-    components.set(C::kJoint, k, joint);
-    result.highest = max_ignoring_nan(joint, result.highest);
+    components.set(C::kH, k, h);
+    components.set(C::kShare, k, share);
   }
-  for (int64_t k = 0; k < components.number(); ++k) {
-    const Vec<A> h = reciprocal(one + components.get(C::kE, k));
-    const Vec<A> share = full_exp(components.get(C::kJoint, k) - result.highest) * h * h;
-    components.set(C::kJoint, k, share);
-    result.sum = result.sum + share;
+  const Vec<A> largest(kLargestDensity<A>);
+  if (!(less(one / largest, result.sum) & less(result.sum, largest)).all()) {
+    rescale(components, result);
   }
   return result;
 }
@@ -273,12 +298,19 @@ class LogisticCdfGrad {
     const Vec<A> at = vload(static_cast<const T*>(in.inverse ? in.y : in.x) + i, count);
     const auto value = density(components_, at);
     const Vec<A> inverse_sum = reciprocal(value.sum);
-    // d log f / d x.
+    // d log f / d x; of E and h only the component's CDF and d log density / d a = 1 - 2 CDF stay.
     Vec<A> bend(0);
     for (int64_t k = 0; k < in.components; ++k) {
-      const Vec<A> share = components_.get(C::kJoint, k) * inverse_sum;
-      components_.set(C::kJoint, k, share);
-      bend = bend + share * turn(k) * components_.get(C::kInverse, k);
+      const Vec<A> e = components_.get(C::kE, k);
+      const Vec<A> h = components_.get(C::kH, k);
+      const auto left = less(components_.get(C::kA, k), zero);
+      const Vec<A> size = (one - e) * h;
+      const Vec<A> turn = select(left, size, size.neg());
+      const Vec<A> share = components_.get(C::kShare, k) * inverse_sum;
+      components_.set(C::kCdf, k, select(left, e * h, h));
+      components_.set(C::kTurn, k, turn);
+      components_.set(C::kShare, k, share);
+      bend = at::vec::fmadd(share * turn, components_.get(C::kInverse, k), bend);
     }
     const auto upstream = [&](const void* grad) {
       return grad == nullptr ? zero : vload(static_cast<const A*>(grad) + i, count);
@@ -300,24 +332,24 @@ class LogisticCdfGrad {
       put(args_.grad_x, i, at::vec::fmadd(of_log, bend, of_f), count);
     }
     for (int64_t k = 0; k < in.components; ++k) {
-      const Vec<A> share = components_.get(C::kJoint, k);
-      const Vec<A> a = components_.get(C::kA, k);
-      const Vec<A> e = components_.get(C::kE, k);
+      const Vec<A> share = components_.get(C::kShare, k);
       const Vec<A> weight = components_.get(C::kWeight, k);
-      const Vec<A> side = turn(k);
-      const Vec<A> h = reciprocal(one + e);
-      const Vec<A> cdf = select(less(a, zero), e * h, h);
+      const Vec<A> turn = components_.get(C::kTurn, k);
+      const Vec<A> cdf = components_.get(C::kCdf, k);
       const Vec<A> inverse = components_.get(C::kInverse, k);
-      const Vec<A> offset = a / inverse;
+      const Vec<A> a = components_.get(C::kA, k);
+      // (x - mean) of a point at infinity would make 0 times infinity of a share of 0.
+      const Vec<A> offset =
+          at_most(at_least(at - components_.get(C::kMeans, k), -kFarthestOffset<A>), kFarthestOffset<A>);
       // In place of what the next component does not need.
       components_.set(
           C::kMeans,
           k,
-          (share * at::vec::fmadd(of_log * side, inverse, of_f)).neg());
+          (share * at::vec::fmadd(of_log * turn, inverse, of_f)).neg());
       components_.set(
           C::kLogScales,
           k,
-          (share * at::vec::fmadd(of_f, offset, of_log * at::vec::fmadd(a, side, one))).neg());
+          (share * at::vec::fmadd(of_f, offset, of_log * at::vec::fmadd(a, turn, one))).neg());
       components_.set(
           C::kLogits,
           k,
@@ -329,14 +361,6 @@ class LogisticCdfGrad {
   }
 
  private:
-  // d log density / d a of a component: 1 - 2 CDF = -tanh(a / 2).
-  Vec<A> turn(int64_t k) {
-    const Vec<A> a = components_.get(C::kA, k);
-    const Vec<A> e = components_.get(C::kE, k);
-    const Vec<A> magnitude = (Vec<A>(1) - e) * reciprocal(Vec<A>(1) + e);
-    return select(less(a, Vec<A>(0)), magnitude, magnitude.neg());
-  }
-
   void put(void* to, int64_t i, const Vec<A>& value, int64_t count) {
     if (to != nullptr) {
       vstore(static_cast<T*>(to) + i, value, count);
