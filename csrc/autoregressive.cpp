@@ -3,6 +3,7 @@
 #include "cpu/autoregressive_table.h"
 #include "kernels.h"
 #include "layout.h"
+#include "spline_shape.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/where.h>
@@ -98,6 +99,49 @@ Tensor given_values(
   return kept;
 }
 
+// The codes of a map of `outputs` parameters, as in ops/autoregressive.py.
+ElementMapOptions map_options(
+    int64_t transform,
+    at::IntArrayRef modes,
+    at::ArrayRef<double> options,
+    bool inverse,
+    int64_t outputs) {
+  ElementMapOptions map{};
+  map.map = static_cast<ElementMap>(transform);
+  map.inverse = inverse;
+  switch (map.map) {
+    case ElementMap::Affine:
+      map.scale = static_cast<ScaleMap>(modes[0]);
+      map.clamp = options[0];
+      break;
+    case ElementMap::GaussianMixture:
+    case ElementMap::LogisticMixture:
+      map.with_logits = modes[0] == 0;
+      break;
+    case ElementMap::Spline: {
+      // K - 1, K or K + 1 slopes, by the ends.
+      const int64_t bins = (outputs + 1 - modes[0]) / 3;
+      map.spline = make_spline_shape(
+          bins,
+          {modes[0],
+           modes[1] != 0,
+           options[0],
+           options[1],
+           options[2],
+           options[3],
+           options[4],
+           options[5],
+           options[6],
+           modes[2]});
+      map.logit_scale = options[7];
+      break;
+    }
+    default:
+      break;
+  }
+  return map;
+}
+
 std::tuple<Tensor, Tensor> autoregressive_inverse(
     const Tensor& z,
     at::TensorList weights,
@@ -108,8 +152,8 @@ std::tuple<Tensor, Tensor> autoregressive_inverse(
     int64_t activation,
     double activation_parameter,
     int64_t transform,
-    int64_t mode,
-    double clamp,
+    at::IntArrayRef modes,
+    at::ArrayRef<double> options,
     bool inverse,
     const OptionalTensor& values,
     const OptionalTensor& given) {
@@ -118,7 +162,6 @@ std::tuple<Tensor, Tensor> autoregressive_inverse(
   const int64_t rows = z.size(0);
   const int64_t size = z.size(1);
   const Network network(weights, biases, degrees, gates, size, sum);
-  const auto map = static_cast<ElementMap>(transform);
   AutoregressiveInverseArgs args{};
   args.rows = rows;
   args.size = size;
@@ -130,14 +173,7 @@ std::tuple<Tensor, Tensor> autoregressive_inverse(
   args.layers = network.layers().data();
   args.activation = static_cast<Activation>(activation);
   args.activation_parameter = activation_parameter;
-  args.map.map = map;
-  args.map.inverse = inverse;
-  args.map.clamp = clamp;
-  if (map == ElementMap::Affine) {
-    args.map.scale = static_cast<AffineScale>(mode);
-  } else {
-    args.map.with_logits = mode == 0;
-  }
+  args.map = map_options(transform, modes, options, inverse, args.outputs);
   Tensor dimensions;
   if (order.has_value()) {
     dimensions = order->contiguous();
@@ -146,19 +182,19 @@ std::tuple<Tensor, Tensor> autoregressive_inverse(
   Tensor kept, mask;
   if (given.has_value()) {
     mask = given->contiguous();
-    kept = given_values(*values, mask, map, args.features, sum);
+    kept = given_values(*values, mask, args.map.map, args.features, sum);
     args.given = mask.const_data_ptr<bool>();
     args.values = kept.const_data_ptr();
   }
   const Tensor noise = z.to(sum).contiguous();
   args.z = noise.const_data_ptr();
   Tensor x = empty_output({rows, size}, sum);
-  const bool with_log_abs_det = map == ElementMap::Affine;
+  const bool with_log_abs_det = args.map.bijective();
   Tensor log_abs_det = at::empty({with_log_abs_det ? rows : 0}, z.options().dtype(sum));
   args.x = x.mutable_data_ptr();
   args.log_abs_det = with_log_abs_det ? log_abs_det.mutable_data_ptr() : nullptr;
   kernels<AutoregressiveKernels>().inverse(args);
-  return {map == ElementMap::Categorical ? x.to(at::kLong) : x, log_abs_det};
+  return {args.map.map == ElementMap::Categorical ? x.to(at::kLong) : x, log_abs_det};
 }
 
 } // namespace

@@ -153,7 +153,7 @@ const std::vector<OpSpec>& op_specs() {
        0},
       {"autoregressive_inverse",
        "Tensor z, Tensor[] weights, Tensor[] biases, Tensor[] degrees, Tensor[] gates, Tensor? order, "
-       "int activation, float activation_parameter, int transform, int mode, float clamp, "
+       "int activation, float activation_parameter, int transform, int[] modes, float[] options, "
        "bool inverse, Tensor? values, Tensor? given",
        "(Tensor, Tensor)",
        {},

@@ -3,71 +3,17 @@
 #include "cpu/spline_table.h"
 #include "kernels.h"
 #include "layout.h"
+#include "spline_shape.h"
 
 #include <ATen/ExpandUtils.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
-
-#include <cmath>
 
 namespace dgm_fast {
 namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-// The codes of the op's `parameterization`, as in ops/spline.py.
-enum class Parameterization : int64_t { Nflows, Zuko, Distrax, Madnis, Pyro };
-
-struct Options {
-  bool inverse;
-  int64_t ends;
-  bool tails;
-  double left, right, bottom, top;
-  double min_width, min_height, min_slope;
-  int64_t parameterization;
-  bool sum_log_det;
-};
-
-SplineShape make_shape(int64_t bins, const Options& options) {
-  SplineShape shape{};
-  shape.bins = bins;
-  shape.min_width = options.min_width;
-  shape.min_height = options.min_height;
-  shape.slope_map = SlopeMap::Softplus;
-  shape.slope_scale = 1;
-  shape.min_slope = options.min_slope;
-  shape.end_slope = 1;
-  shape.ends = static_cast<SplineEnds>(options.ends);
-  shape.tails = options.tails;
-  shape.left = options.left;
-  shape.right = options.right;
-  shape.bottom = options.bottom;
-  shape.top = options.top;
-  switch (static_cast<Parameterization>(options.parameterization)) {
-    case Parameterization::Nflows:
-      break;
-    case Parameterization::Zuko:
-      // The least slope bounds everything.
-      shape.slope_map = SlopeMap::Exponential;
-      shape.slope_clip = 1 / std::abs(std::log(options.min_slope));
-      shape.clip = 2 * shape.slope_clip;
-      shape.min_width = shape.min_height = 0;
-      break;
-    case Parameterization::Distrax:
-      shape.slope_offset = std::log(std::expm1(1 - options.min_slope));
-      break;
-    case Parameterization::Madnis:
-      shape.slope_scale = 1 / (options.min_slope + std::log(2.0));
-      break;
-    case Parameterization::Pyro:
-      shape.given = true;
-      shape.slope_map = SlopeMap::Given;
-      shape.end_slope = 1 - options.min_slope;
-      break;
-  }
-  return shape;
-}
 
 // Parameters [..., K] of the elements of x, read where they lie.
 ParameterRows parameter_rows(const Tensor& t, const Tensor& x) {
@@ -123,12 +69,14 @@ class SplineLayout {
       const Tensor& heights,
       const Tensor& slopes,
       const OptionalTensor& bound,
-      const Options& options)
+      bool inverse,
+      const SplineOptions& options,
+      bool sum_log_det)
       : x_(x.contiguous()) {
-    args.shape = make_shape(widths.size(-1), options);
-    args.inverse = options.inverse;
+    args.shape = make_spline_shape(widths.size(-1), options);
+    args.inverse = inverse;
     args.count = x.numel();
-    if (options.sum_log_det) {
+    if (sum_log_det) {
       args.event = 1;
       for (int64_t d = 1; d < x.dim(); ++d) {
         args.event *= x.size(d);
@@ -173,8 +121,8 @@ std::tuple<Tensor, Tensor> rational_quadratic_spline(
       heights,
       derivatives,
       bound,
-      {inverse,
-       ends,
+      inverse,
+      {ends,
        tails,
        left,
        right,
@@ -183,8 +131,8 @@ std::tuple<Tensor, Tensor> rational_quadratic_spline(
        min_bin_width,
        min_bin_height,
        min_derivative,
-       parameterization,
-       sum_log_det});
+       parameterization},
+      sum_log_det);
   Tensor y = empty_output(x.sizes(), x.scalar_type());
   Tensor log_det = empty_output(sum_log_det ? x.sizes().slice(0, 1) : x.sizes(), sum_dtype(x));
   if (x.numel() == 0) {
@@ -230,8 +178,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rational_quadratic_spline_backward(
       heights,
       derivatives,
       bound,
-      {inverse,
-       ends,
+      inverse,
+      {ends,
        tails,
        left,
        right,
@@ -240,8 +188,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rational_quadratic_spline_backward(
        min_bin_width,
        min_bin_height,
        min_derivative,
-       parameterization,
-       sum_log_det});
+       parameterization},
+      sum_log_det);
   const auto sum = sum_dtype(x);
   const Tensor of_y = upstream(grad_y, sum);
   const Tensor of_log_det = upstream(grad_log_det, sum);

@@ -19,6 +19,7 @@ from dgm_fast.functional import (
     CategoricalDraw,
     MaskedNetwork,
     MixtureDraw,
+    SplineMap,
 )
 
 MAPS = {
@@ -28,7 +29,25 @@ MAPS = {
     "affine-inverse": AffineMap("softplus", inverse=True),
     "gaussian-mixture": MixtureDraw(3),
     "logistic-mixture": MixtureDraw(2, "logistic", uniform_weights=True),
+    "spline": SplineMap(5, tail_bound=2.0),
+    "spline-inverse": SplineMap(8, tail_bound=1.5, logit_scale=0.4, inverse=True),
 }
+# All kinds of ends, parameterizations and domains.
+SPLINES = [
+    SplineMap(1),
+    SplineMap(4, "circular", 2.0, inverse=True),
+    SplineMap(4, None, left=-1.0, right=2.0, bottom=-2.0, top=0.5),
+    SplineMap(4, None, inverse=True, min_bin_width=1e-2, min_bin_height=2e-2, min_derivative=0.1),
+    SplineMap(4, parameterization="zuko", tail_bound=3.0, inverse=True),
+    SplineMap(3, parameterization="distrax", tail_bound=3.0),
+    SplineMap(3, parameterization="madnis", tail_bound=3.0, inverse=True),
+]
+BIJECTIONS = [
+    AffineMap("tanh"),
+    AffineMap("exp", inverse=True),
+    SplineMap(4, tail_bound=2.0),
+    SplineMap(4, tail_bound=2.0, inverse=True),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +132,7 @@ def test_equals_a_pass_a_dimension(name: str, hidden: tuple[int, ...], backend: 
         assert log_abs_det is None
     else:
         assert relative_error(x, want) < 1e-11
-    if isinstance(transform, AffineMap):
+    if transform.bijective:
         assert log_abs_det is not None
         params = outputs_of(network, x)
         expected = transform(z, params)[1].sum(1)
@@ -121,6 +140,47 @@ def test_equals_a_pass_a_dimension(name: str, hidden: tuple[int, ...], backend: 
         back, log_back = transform.inverted()(x, params)
         torch.testing.assert_close(back, z)
         torch.testing.assert_close(log_back.sum(1), -log_abs_det)
+
+
+@pytest.mark.parametrize("transform", SPLINES, ids=str)
+def test_every_kind_of_spline(transform: SplineMap) -> None:
+    size, rows = 7, 20
+    network = make_network(size, (12,), transform.params_per_dim)
+    z = transform.draw_noise((rows, size), dtype=torch.float64)
+    given = torch.rand(rows, size) < 0.2
+    values = transform.inverted().draw_noise((rows, size), dtype=torch.float64)
+    condition = (values.where(given, torch.nan), given)
+    x, log_abs_det = F.autoregressive_inverse(
+        network, transform, z.where(~given, torch.nan), conditioned_on=condition
+    )
+    with ops.backend("reference"):
+        want, want_log = F.autoregressive_inverse(network, transform, z, conditioned_on=condition)
+    torch.testing.assert_close(x, want)
+    torch.testing.assert_close(log_abs_det, want_log)
+    assert torch.equal(x[given], values[given])
+    back, log_back = transform.inverted()(x, outputs_of(network, x))
+    torch.testing.assert_close(back[~given], z[~given])
+    torch.testing.assert_close(log_back.where(~given, 0.0).sum(1), -log_abs_det)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_outside_the_domain_of_a_spline(backend: str) -> None:
+    transform = SplineMap(3, None)
+    network = make_network(2, (4,), transform.params_per_dim)
+    z = torch.tensor([[0.5, 1.5]], dtype=torch.float64)
+    first, second = torch.tensor([True, False]), torch.tensor([False, True])
+    with ops.backend(backend):
+        with pytest.raises(ValueError, match=r"z must hold values in \[0"):
+            F.autoregressive_inverse(network, transform, z)
+        with pytest.raises(ValueError, match="z must hold"):
+            F.autoregressive_inverse(network, transform, z, conditioned_on=(z[0], first))
+        with pytest.raises(ValueError, match="given values must hold"):
+            F.autoregressive_inverse(network, transform, z, conditioned_on=(z[0], second))
+        tails, log_abs_det = F.autoregressive_inverse(
+            make_network(2, (4,), 8), SplineMap(3, tail_bound=0.25), z
+        )
+    assert torch.equal(tails, z)
+    assert log_abs_det.item() == 0.0
 
 
 def test_any_callable_and_any_activation_do() -> None:
@@ -179,10 +239,10 @@ def test_masked_weights_have_no_influence() -> None:
 
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("hidden", [(), (3,), (9,), (12, 7)], ids=str)
-@pytest.mark.parametrize("transform", [AffineMap("tanh"), AffineMap("exp", inverse=True)], ids=str)
+@pytest.mark.parametrize("transform", BIJECTIONS, ids=str)
 def test_implicit_gradients_are_those_of_the_loop(transform, hidden, conditional) -> None:
     size, rows = 6, 5
-    network = make_network(size, hidden, 2, order=torch.randperm(size))
+    network = make_network(size, hidden, transform.params_per_dim, order=torch.randperm(size))
     biases = network.biases
     if conditional:
         biases = tuple(b + 0.1 * torch.randn(rows, len(b), dtype=b.dtype) for b in biases)
@@ -210,9 +270,9 @@ def test_implicit_gradients_are_those_of_the_loop(transform, hidden, conditional
             torch.testing.assert_close(found, want)
 
 
-@pytest.mark.parametrize("transform", [AffineMap("tanh"), AffineMap("exp", inverse=True)], ids=str)
-def test_derivatives_of_both_orders(transform: AffineMap) -> None:
-    network = make_network(4, (6, 5), 2)
+@pytest.mark.parametrize("transform", BIJECTIONS, ids=str)
+def test_derivatives_of_both_orders(transform: AffineMap | SplineMap) -> None:
+    network = make_network(4, (6, 5), transform.params_per_dim)
     z = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
     weights = [w.requires_grad_() for w in network.weights]
 
@@ -339,6 +399,12 @@ def test_bad_given_values_raise() -> None:
         lambda: MixtureDraw(0),
         lambda: MixtureDraw(2, "uniform"),
         lambda: CategoricalDraw(0),
+        lambda: SplineMap(0),
+        lambda: SplineMap(4, "cubic"),
+        lambda: SplineMap(4, min_bin_width=0.3),
+        lambda: SplineMap(4, min_derivative=0.0),
+        lambda: SplineMap(4, parameterization="cubic"),
+        lambda: SplineMap(4, tail_bound=0.0),
     ],
 )
 def test_bad_maps(build: Callable) -> None:

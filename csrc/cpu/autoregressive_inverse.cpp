@@ -134,12 +134,7 @@ void activate(Activation activation, A parameter, A* data, int64_t count) {
         return select(less(v, zero), factor * exp_minus(v).one, v);
       });
     case Activation::Tanh:
-      return for_vectors(data, count, [&](const Vec<A>& v) {
-        // tanh |v| = (1 - e) / (1 + e) with e = exp(-2 |v|)
-        const Vec<A> less_one = exp_minus(v.abs() * Vec<A>(-2)).one;
-        const Vec<A> positive = less_one.neg() / (less_one + Vec<A>(2));
-        return select(less(v, zero), positive.neg(), positive);
-      });
+      return for_vectors(data, count, [&](const Vec<A>& v) { return tanh_slope(v).value; });
     case Activation::Sigmoid:
       return for_vectors(data, count, [&](const Vec<A>& v) { return logistic(v); });
     case Activation::Silu:
@@ -167,6 +162,8 @@ class Tile {
         units_(num_units(args) * kRows),
         gates_(has_gates(args) ? num_units(args) * kRows : 1),
         params_(kBlock * args.outputs * kRows),
+        spline_(args.map.spline, args.map.inverse),
+        memory_(element_memory(args.map, kLanes<A>)),
         noise_(args.size * args.noises * kRows),
         samples_(args.size * kRows),
         values_(args.given != nullptr ? args.size * kRows : 1),
@@ -338,8 +335,12 @@ class Tile {
     const int64_t d = dimension(step);
     for (int64_t r = 0; r < kRows; r += lanes) {
       const Element<A> element{
-          noise_.data() + d * args_.noises * kRows + r, of_step + r, kRows, args_.outputs};
-      auto result = map_element(args_.map, element);
+          noise_.data() + d * args_.noises * kRows + r,
+          of_step + r,
+          kRows,
+          args_.outputs,
+          memory_.data()};
+      auto result = map_element(args_.map, spline_, element);
       if (args_.given != nullptr) {
         const auto given = less(Vec<A>(0), Vec<A>::loadu(given_.data() + d * kRows + r));
         result.x = select(given, Vec<A>::loadu(values_.data() + d * kRows + r), result.x);
@@ -385,6 +386,8 @@ class Tile {
   Scratch<A> inputs_; // in the order of the steps, [size, features]
   Scratch<A> units_, gates_; // of all hidden layers
   Scratch<A> params_; // of a block
+  Spline<A> spline_;
+  Scratch<A> memory_; // of a map
   Scratch<A> noise_, samples_, values_, given_; // as the dimensions are numbered
   Scratch<A> output_bias_; // where it differs from row to row
   Scratch<A> log_abs_det_; // sums, and their rounding errors

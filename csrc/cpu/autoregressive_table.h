@@ -2,6 +2,8 @@
 #pragma once
 
 #include "operand.h"
+#include "scale_map.h"
+#include "spline_table.h"
 
 namespace dgm_fast {
 
@@ -24,18 +26,23 @@ enum class ElementMap : int32_t {
   Affine,
   GaussianMixture,
   LogisticMixture,
-  Adjoint // x_d = (z_0 - parameter) z_1, and the network's inputs are x_d times the rest of z
+  Adjoint, // x_d = (z_0 - parameter) z_1, and the network's inputs are x_d times the rest of z
+  Spline // parameters: widths, heights, slopes
 };
-
-// How an affine map reads its scale off the second parameter u.
-enum class AffineScale : int32_t { Exp, Sigmoid2, Softplus, Tanh, Atan };
 
 struct ElementMapOptions {
   ElementMap map;
-  AffineScale scale; // of Affine
-  double clamp; // of the scale maps Tanh and Atan
-  bool inverse; // Affine: x = (z - shift) / scale
+  bool inverse; // Affine: x = (z - shift) / scale; Spline: from the image to the domain
+  ScaleMap scale; // of Affine
+  double clamp; // of its bounded scale maps
   bool with_logits; // mixtures: weights are parameters too
+  SplineShape spline;
+  double logit_scale; // Spline: factor of the parameters of widths and heights
+
+  // Whether it has a log-derivative.
+  bool bijective() const {
+    return map == ElementMap::Affine || map == ElementMap::Spline;
+  }
 };
 
 // A layer of the network, its units in the order of their degrees.

@@ -1,9 +1,9 @@
 // Affine maps with their log-determinant in the same pass: couplings (a factor an element) and actnorm (a factor a
 // channel).
 
+#include "affine_scale.h"
 #include "coupling_table.h"
 #include "dispatch.h"
-#include "softplus.h"
 #include "sums.h"
 
 #include <vector>
@@ -14,66 +14,17 @@ namespace {
 
 // Elements whose log-scales one thread holds before it sums them.
 constexpr int64_t kPiece = 2048;
-constexpr double kTwoOverPi = 0.63661977236758134308;
-
-// exp(l), or with Inverse exp(-l); l; and its derivative in the parameter.
-template <typename A>
-struct Scale {
-  Vec<A> factor, log, derivative;
-};
-
-template <ScaleMap M, bool Inverse, typename A>
-inline Scale<A> scale_of(const Vec<A>& u, A clamp) {
-  const Vec<A> one(1);
-  if constexpr (M == ScaleMap::Sigmoid || M == ScaleMap::Softplus) {
-    const Vec<A> s = sigmoid(M == ScaleMap::Sigmoid ? u + Vec<A>(2) : u);
-    const Vec<A> value = (M == ScaleMap::Sigmoid ? s : softplus(u)) + Vec<A>(A(1e-3));
-    const Vec<A> rise = M == ScaleMap::Sigmoid ? s * (one - s) : s;
-    return {Inverse ? one / value : value, value.log(), rise / value};
-  } else {
-    Vec<A> log = u;
-    Vec<A> derivative = one;
-    if constexpr (M == ScaleMap::Tanh) {
-      const auto bounded = tanh_slope(u / Vec<A>(clamp));
-      log = Vec<A>(clamp) * bounded.value;
-      derivative = bounded.slope;
-    } else if constexpr (M == ScaleMap::Atan) {
-      const Vec<A> amplitude(A(kTwoOverPi) * clamp);
-      log = amplitude * u.atan();
-      derivative = amplitude / at::vec::fmadd(u, u, one);
-    } else if constexpr (M == ScaleMap::Softsign) {
-      const Vec<A> shrink = one / (one + u.abs() / Vec<A>(clamp));
-      log = u * shrink;
-      derivative = shrink * shrink;
-    }
-    return {full_exp(Inverse ? log.neg() : log), log, derivative};
-  }
-}
 
 // visit(map, inverse) as constants.
 template <typename F>
 void with_map(const AffineArgs& args, F&& visit) {
-  const auto either_way = [&](auto map) {
+  with_scale_map(args.map, [&](auto map) {
     if (args.inverse) {
       visit(map, std::true_type{});
     } else {
       visit(map, std::false_type{});
     }
-  };
-  switch (args.map) {
-    case ScaleMap::Exp:
-      return either_way(std::integral_constant<ScaleMap, ScaleMap::Exp>{});
-    case ScaleMap::Sigmoid:
-      return either_way(std::integral_constant<ScaleMap, ScaleMap::Sigmoid>{});
-    case ScaleMap::Softplus:
-      return either_way(std::integral_constant<ScaleMap, ScaleMap::Softplus>{});
-    case ScaleMap::Tanh:
-      return either_way(std::integral_constant<ScaleMap, ScaleMap::Tanh>{});
-    case ScaleMap::Atan:
-      return either_way(std::integral_constant<ScaleMap, ScaleMap::Atan>{});
-    default:
-      return either_way(std::integral_constant<ScaleMap, ScaleMap::Softsign>{});
-  }
+  });
 }
 
 // Which of `count` elements are transformed: ones and zeros.

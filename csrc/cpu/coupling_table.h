@@ -2,18 +2,9 @@
 #pragma once
 
 #include "operand.h"
+#include "scale_map.h"
 
 namespace dgm_fast {
-
-// The log-scale l of a factor exp(l), from its parameter u.
-enum class ScaleMap : int32_t {
-  Exp, // l = u
-  Sigmoid, // exp(l) = sigmoid(u + 2) + 1e-3
-  Softplus, // exp(l) = softplus(u) + 1e-3
-  Tanh, // l = clamp tanh(u / clamp)
-  Atan, // l = 2 clamp / pi atan(u)
-  Softsign, // l = u / (1 + |u| / clamp)
-};
 
 // Elements [runs, inner], contiguous within a run; log-determinants are sums over `event` elements that follow each
 // other. event divides inner, or inner divides event.

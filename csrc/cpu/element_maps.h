@@ -1,8 +1,12 @@
 // Maps of one dimension, z_d and parameters to x_d, with a row of the batch in every lane.
 #pragma once
 
+#include "affine_scale.h"
 #include "autoregressive_table.h"
+#include "spline.h"
 #include "vec.h"
+
+#include <limits>
 
 namespace dgm_fast {
 inline namespace CPU_CAPABILITY {
@@ -13,6 +17,7 @@ struct Element {
   const A* z;
   A* params; // overwritten
   int64_t stride, outputs;
+  A* memory; // element_memory() numbers
 };
 
 template <typename A>
@@ -55,49 +60,59 @@ inline Vec<A> log1p_exp(const Vec<A>& v) {
   return at_least(v, A(0)) + full_exp(v.abs().neg()).log1p();
 }
 
-// Scale and log-scale of an affine map.
-template <typename A>
-struct Scale {
-  Vec<A> value, log;
-};
-
-template <typename A>
-inline Scale<A> affine_scale(const ElementMapOptions& options, const Vec<A>& u) {
-  constexpr A kMinScale = A(1e-3);
-  const Vec<A> clamp(static_cast<A>(options.clamp));
-  switch (options.scale) {
-    case AffineScale::Exp:
-      return {full_exp(u), u};
-    case AffineScale::Sigmoid2: {
-      const Vec<A> one(1);
-      const Vec<A> scale = one / (one + full_exp((u + Vec<A>(2)).neg())) + Vec<A>(kMinScale);
-      return {scale, scale.log()};
-    }
-    case AffineScale::Softplus: {
-      const Vec<A> scale = log1p_exp(u) + Vec<A>(kMinScale);
-      return {scale, scale.log()};
-    }
-    case AffineScale::Tanh: {
-      const Vec<A> log_scale = clamp * (u / clamp).tanh();
-      return {full_exp(log_scale), log_scale};
-    }
-    default: {
-      const Vec<A> log_scale = clamp * Vec<A>(A(0.63661977236758134308)) * u.atan();
-      return {full_exp(log_scale), log_scale};
-    }
-  }
-}
-
 // Parameters (shift, scale parameter).
 template <typename A>
 inline ElementResult<A> affine(const ElementMapOptions& options, const Element<A>& e) {
   const Vec<A> z = Vec<A>::loadu(e.z);
   const Vec<A> shift = Vec<A>::loadu(e.params);
-  const auto scale = affine_scale<A>(options, Vec<A>::loadu(e.params + e.stride));
-  if (options.inverse) {
-    return {(z - shift) / scale.value, scale.log.neg()};
+  const Vec<A> u = Vec<A>::loadu(e.params + e.stride);
+  const A clamp = static_cast<A>(options.clamp);
+  return with_scale_map(options.scale, [&](auto map) -> ElementResult<A> {
+    if (options.inverse) {
+      const auto scale = scale_of<decltype(map)::value, true>(u, clamp);
+      return {(z - shift) * scale.factor, scale.log.neg()};
+    }
+    const auto scale = scale_of<decltype(map)::value, false>(u, clamp);
+    return {at::vec::fmadd(z, scale.factor, shift), scale.log};
+  });
+}
+
+// Parameters (widths, heights, slopes).
+template <bool Inverse, typename A>
+inline ElementResult<A> spline(
+    const ElementMapOptions& options, const Spline<A>& shape, const Element<A>& e) {
+  constexpr int lanes = kLanes<A>;
+  const int64_t bins = shape.bins;
+  A* widths = e.memory;
+  A* heights = widths + bins * lanes;
+  const Vec<A> logit_scale(static_cast<A>(options.logit_scale));
+  for (int64_t k = 0; k < 2 * bins; ++k) {
+    (Vec<A>::loadu(e.params + k * e.stride) * logit_scale).store(widths + k * lanes);
   }
-  return {at::vec::fmadd(z, scale.value, shift), scale.log};
+  const A* slopes = e.params + 2 * bins * e.stride;
+  const Vec<A> z = Vec<A>::loadu(e.z);
+  const auto value = spline_apply<Inverse>(
+      shape,
+      SplineDomain<A>(shape),
+      z,
+      widths,
+      heights,
+      heights + bins * lanes,
+      [&](int k, int lane) { return slopes[k * e.stride + lane]; });
+  if (options.spline.tails) {
+    return {value.y, value.log_det};
+  }
+  const Vec<A> nothing(std::numeric_limits<A>::quiet_NaN());
+  return {select(value.inside, value.y, nothing), select(value.inside, value.log_det, nothing)};
+}
+
+// Numbers that a map needs beside its parameters.
+inline int64_t element_memory(const ElementMapOptions& options, int lanes) {
+  if (options.map != ElementMap::Spline) {
+    return 0;
+  }
+  const int64_t bins = options.spline.bins;
+  return 2 * bins * lanes + spline_memory(bins, lanes);
 }
 
 // Parameters (weight logits,) means and log-scales; z holds a uniform for the component, and a standard normal or a
@@ -132,7 +147,8 @@ inline Vec<A> adjoint(const Element<A>& e) {
 }
 
 template <typename A>
-inline ElementResult<A> map_element(const ElementMapOptions& options, const Element<A>& e) {
+inline ElementResult<A> map_element(
+    const ElementMapOptions& options, const Spline<A>& shape, const Element<A>& e) {
   switch (options.map) {
     case ElementMap::Bernoulli:
       return {bernoulli_draw(e), Vec<A>(0)};
@@ -142,6 +158,8 @@ inline ElementResult<A> map_element(const ElementMapOptions& options, const Elem
       return affine(options, e);
     case ElementMap::Adjoint:
       return {adjoint(e), Vec<A>(0)};
+    case ElementMap::Spline:
+      return options.inverse ? spline<true>(options, shape, e) : spline<false>(options, shape, e);
     default:
       return {mixture_draw(options, e), Vec<A>(0)};
   }

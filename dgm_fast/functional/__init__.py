@@ -18,6 +18,7 @@ from dgm_fast.functional.element_maps import (
     CategoricalDraw,
     ElementMap,
     MixtureDraw,
+    SplineMap,
 )
 from dgm_fast.functional.gradient_penalty import (
     approximate_r1_penalty,
@@ -67,6 +68,7 @@ __all__ = [
     "ElementMap",
     "MaskedNetwork",
     "MixtureDraw",
+    "SplineMap",
     "actnorm",
     "affine_coupling",
     "approximate_r1_penalty",

@@ -170,10 +170,10 @@ def class_index(x: Tensor, num_classes: int) -> Tensor:
     return valid & (x == x.floor()) if x.dtype.is_floating_point else valid
 
 
-def raise_unless_valid(x: Tensor, valid: Tensor, needs: str) -> None:
+def raise_unless_valid(x: Tensor, valid: Tensor, needs: str, *, name: str = "x") -> None:
     if not bool(valid.all()):
         bad = x[~valid][0].item()
-        raise ValueError(f"x must hold {needs}, got {bad}")
+        raise ValueError(f"{name} must hold {needs}, got {bad}")
 
 
 def mark_invalid(out: Tensor, valid: Tensor, event_ndim: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dgm_fast import ops, reference
-from dgm_fast.functional.element_maps import AffineMap, ElementMap
+from dgm_fast.functional.element_maps import ElementMap
 from dgm_fast.functional.masked import masked_linear
 from dgm_fast.reference._common import compute_dtype
 
@@ -71,7 +71,7 @@ def compiled_inverse(
         values,
         given,
     )
-    return x, log_abs_det if isinstance(transform, AffineMap) else None
+    return x, log_abs_det if transform.bijective else None
 
 
 def reference_inverse(
@@ -97,7 +97,7 @@ def reference_inverse(
 
 def implicit_inverse(
     network: MaskedNetwork,
-    transform: AffineMap,
+    transform: ElementMap,
     z: Tensor,
     values: Tensor | None,
     given: Tensor | None,
@@ -125,7 +125,7 @@ class _ImplicitInverse(torch.autograd.Function):
     def forward(
         ctx: Any,
         network: MaskedNetwork,
-        transform: AffineMap,
+        transform: ElementMap,
         values: Tensor | None,
         given: Tensor | None,
         layers: int,
@@ -164,7 +164,7 @@ class _ImplicitInverse(torch.autograd.Function):
 
 def _explicit_gradients(
     network: MaskedNetwork,
-    transform: AffineMap,
+    transform: ElementMap,
     z: Tensor,
     values: Tensor | None,
     given: Tensor | None,
@@ -189,7 +189,7 @@ def _explicit_gradients(
 
 def _implicit_gradients(
     network: MaskedNetwork,
-    transform: AffineMap,
+    transform: ElementMap,
     x: Tensor,
     given: Tensor | None,
     wanted: tuple[bool, ...],
@@ -207,23 +207,32 @@ def _implicit_gradients(
     with torch.enable_grad():
         steps = x[:, at].detach().requires_grad_()
         params, units = _run(network, [t.to(dtype) for t in parameters], steps)
-        own_x, own_params = steps.detach().requires_grad_(), params.detach().requires_grad_()
-        z, log_abs_det = transform.inverted()(own_x, own_params)
-        diagonal, factors = torch.autograd.grad(z.sum(), (own_x, own_params))
         gates = [torch.autograd.grad(unit.sum(), pre, retain_graph=True)[0] for pre, unit in units]
-        z, log_abs_det = transform.inverted()(steps, params)
+        # Of z_d and its log-derivative to x_d and the parameters as if these were given.
+        own = steps.detach().requires_grad_(), params.detach().requires_grad_()
+        z, log_abs_det = transform.inverted()(*own)
+        assert log_abs_det is not None
+        of_log = torch.autograd.grad(
+            log_abs_det,
+            own,
+            -grad_log.unsqueeze(1).expand_as(log_abs_det),
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        diagonal, factors = torch.autograd.grad(z, own, torch.ones_like(z))
         if free is not None:
-            log_abs_det = torch.where(free, log_abs_det, 0.0)
-        total = -(log_abs_det.sum(1) * grad_log).sum()
-        (from_log,) = torch.autograd.grad(total, steps, retain_graph=True)
-        right = grad_x + from_log
+            diagonal = torch.where(free, diagonal, 1.0)
+            factors = torch.where(free.unsqueeze(-1), factors, 0.0)
+            of_log = (
+                torch.where(free, of_log[0], 0.0),
+                torch.where(free.unsqueeze(-1), of_log[1], 0.0),
+            )
+        (from_log,) = torch.autograd.grad(params, steps, of_log[1], retain_graph=True)
+        right = grad_x + of_log[0] + from_log
         v = _solve(network, right, diagonal, factors, gates, free)
         needed = [t for t in parameters if t.requires_grad]
-        found = iter(
-            torch.autograd.grad(total - (v * z).sum(), needed, materialize_grads=True)
-            if needed
-            else ()
-        )
+        upstream = of_log[1] - v.unsqueeze(-1) * factors
+        found = iter(torch.autograd.grad(params, needed, upstream) if needed else ())
         of_parameters = [next(found) if t.requires_grad else None for t in parameters]
     of_z = None
     if wanted[0]:
@@ -276,8 +285,8 @@ def _solve(
         ops.ACTIVATIONS["identity"],
         0.0,
         ops.ELEMENT_MAPS["adjoint"],
-        0,
-        0.0,
+        [],
+        [],
         False,
         None if given is None else torch.zeros_like(right),
         given,

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from dgm_fast import ops
-from dgm_fast.functional._checks import check_floating, class_index, unit_interval, values_visible
+from dgm_fast.functional._checks import (
+    check_floating,
+    class_index,
+    raise_unless_valid,
+    unit_interval,
+    values_visible,
+)
 from dgm_fast.functional._conditions import Condition, check_condition
 from dgm_fast.functional._masked_network import (
     Map,
@@ -19,7 +25,6 @@ from dgm_fast.functional._masked_network import (
 )
 from dgm_fast.functional._values import check_given
 from dgm_fast.functional.element_maps import (
-    AffineMap,
     BernoulliDraw,
     CategoricalDraw,
     ElementMap,
@@ -63,13 +68,15 @@ def autoregressive_inverse(
     Returns:
         x [B, D], in float32 (float64 if z or the network is float64; int64 for class indices), and
         sum_d log|dx_d/dz_d| [B] in nats, None for maps that have none. Both are differentiable in z and the
-        network's parameters where the map is, to any order. Of an :class:`AffineMap` the first derivatives
-        are implicit: one pass through the network at x, and a triangular system that the compiled routine
-        solves. Others, and second derivatives, go through the Python loop.
+        network's parameters where the map is, to any order. Of an :class:`AffineMap` or a
+        :class:`SplineMap` the first derivatives are implicit: one pass through the network at x, and a
+        triangular system that the compiled routine solves. Others, and second derivatives, go through the
+        Python loop.
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if shapes, devices or the number of parameters do not match.
+        ValueError: if shapes, devices or the number of parameters do not match, or (on the CPU, or on CUDA
+            under ``check_values(True)``) if z or a given value lies outside the domain of its map.
 
     Source: Germain et al., "MADE" (2015); Papamakarios et al., "Masked Autoregressive Flow for Density
     Estimation" (2017).
@@ -85,6 +92,8 @@ def autoregressive_inverse(
     _check_map(network, transform, z, size)
     values, given = check_condition(conditioned_on, (z.shape[0], size), "z", z)
     kernel = transform if isinstance(transform, ElementMap) else None
+    if kernel is not None and kernel.domain() is not None:
+        z = _within_domain(kernel, z, values, given)
     tensors = (z, *network.weights, *network.biases)
     wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if kernel is not None and not kernel.differentiable:
@@ -94,7 +103,7 @@ def autoregressive_inverse(
         and isinstance(network.activation, str)
         and ops.use_kernel(z, "autoregressive")
     )
-    if compiled and wants_grad and isinstance(kernel, AffineMap) and values_visible():
+    if compiled and wants_grad and kernel is not None and kernel.bijective and values_visible():
         return implicit_inverse(network, kernel, z, values, given)
     if compiled and not wants_grad:
         assert kernel is not None
@@ -170,6 +179,27 @@ def _check_map(network: MaskedNetwork, transform: Any, z: Tensor, size: int) -> 
     shape = z.shape[:2] if transform.noise_per_dim == 1 else (*z.shape[:2], transform.noise_per_dim)
     if z.shape != shape:
         raise ValueError(f"z must have shape {tuple(shape)}, got {tuple(z.shape)}")
+
+
+def _within_domain(
+    transform: ElementMap, z: Tensor, values: Tensor | None, given: Tensor | None
+) -> Tensor:
+    """z, with a point of the domain where it is not read."""
+    domain, image = transform.domain(), transform.inverted().domain()
+    assert domain is not None and image is not None
+    if given is not None:
+        z = torch.where(given, domain[0], z)
+    if (z.is_cpu or ops.values_checked()) and values_visible():
+        _check_within("z", z, domain)
+        if values is not None and given is not None:
+            _check_within("given values", torch.where(given, values, image[0]), image)
+    return z
+
+
+def _check_within(name: str, values: Tensor, interval: tuple[float, float]) -> None:
+    low, high = interval
+    valid = (values >= low) & (values <= high)
+    raise_unless_valid(values, valid, f"values in [{low}, {high}]", name=name)
 
 
 def _check_given_values(transform: Any, values: Tensor, given: Tensor) -> None:

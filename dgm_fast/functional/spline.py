@@ -90,19 +90,11 @@ def rational_quadratic_spline(
     Source: Durkan et al., "Neural Spline Flows" (2019), equations 4-8; Gregory and Delbourgo (1982).
     """
     check_floating(x=x, widths=widths, heights=heights, derivatives=derivatives)
-    bins = _check_parameters(x, widths, heights, min_bin_width, min_bin_height)
-    if parameterization not in ops.PARAMETERIZATIONS:
-        raise ValueError(
-            f"parameterization must be one of {tuple(ops.PARAMETERIZATIONS)}, got {parameterization!r}"
-        )
-    if not 0 < min_derivative < 1:
-        raise ValueError(f"min_derivative must be between 0 and 1, got {min_derivative}")
+    bins = _check_parameters(x, widths, heights)
+    check_options(bins, min_bin_width, min_bin_height, min_derivative, parameterization)
     bound = None
     if tails is None:
-        if not (left < right and bottom < top):
-            raise ValueError(
-                f"left < right and bottom < top are needed, got [{left}, {right}] and [{bottom}, {top}]"
-            )
+        check_domain(left, right, bottom, top)
     elif isinstance(tail_bound, Tensor):
         bound = _check_bound(tail_bound, x)
     else:
@@ -238,9 +230,34 @@ def logistic_mixture_cdf(
     return reference.logistic_mixture_cdf(x, logits, means, log_scales, inverse=inverse)
 
 
-def _check_parameters(
-    x: Tensor, widths: Tensor, heights: Tensor, min_bin_width: float, min_bin_height: float
-) -> int:
+def check_options(
+    bins: int,
+    min_bin_width: float,
+    min_bin_height: float,
+    min_derivative: float,
+    parameterization: str,
+) -> None:
+    for name, value in (("min_bin_width", min_bin_width), ("min_bin_height", min_bin_height)):
+        if not 0 <= value * bins <= 1:
+            raise ValueError(
+                f"{name} must be between 0 and 1 / {bins} for {bins} bins, got {value}"
+            )
+    if parameterization not in ops.PARAMETERIZATIONS:
+        raise ValueError(
+            f"parameterization must be one of {tuple(ops.PARAMETERIZATIONS)}, got {parameterization!r}"
+        )
+    if not 0 < min_derivative < 1:
+        raise ValueError(f"min_derivative must be between 0 and 1, got {min_derivative}")
+
+
+def check_domain(left: float, right: float, bottom: float, top: float) -> None:
+    if not (left < right and bottom < top):
+        raise ValueError(
+            f"left < right and bottom < top are needed, got [{left}, {right}] and [{bottom}, {top}]"
+        )
+
+
+def _check_parameters(x: Tensor, widths: Tensor, heights: Tensor) -> int:
     """The number of bins."""
     if widths.ndim < 1 or widths.shape[-1] == 0:
         raise ValueError(f"widths must have shape [..., K] with K > 0, got {tuple(widths.shape)}")
@@ -251,11 +268,6 @@ def _check_parameters(
         )
     _check_leading("widths", widths, x)
     _check_leading("heights", heights, x)
-    for name, value in (("min_bin_width", min_bin_width), ("min_bin_height", min_bin_height)):
-        if not 0 <= value * bins <= 1:
-            raise ValueError(
-                f"{name} must be between 0 and 1 / {bins} for {bins} bins, got {value}"
-            )
     return bins
 
 

@@ -7,6 +7,7 @@ from dgm_fast.functional import (
     ElementMap,
     MaskedNetwork,
     MixtureDraw,
+    SplineMap,
     autoregressive_inverse,
 )
 from dgm_fast.nn.activation import LeakyReLU, ReLU
@@ -37,6 +38,7 @@ __all__ = [
     "MaskedNetwork",
     "MixtureDraw",
     "ReLU",
+    "SplineMap",
     "StandardNormal",
     "StandardUniform",
     "Transform",

@@ -38,7 +38,6 @@ from dgm_fast.ops.adversarial import (
 )
 from dgm_fast.ops.autoregressive import (
     ACTIVATIONS,
-    AFFINE_SCALES,
     ELEMENT_MAPS,
     autoregressive_inverse,
 )
@@ -80,7 +79,6 @@ from dgm_fast.ops.spline import (
 
 __all__ = [
     "ACTIVATIONS",
-    "AFFINE_SCALES",
     "BACKENDS",
     "CHANNEL_ORDERS",
     "ELEMENT_MAPS",

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from dgm_fast.ops._registry import OpSpec, register, registered
+from dgm_fast.ops.coupling import SCALES
+from dgm_fast.ops.spline import PARAMETERIZATION_NAMES
 from dgm_fast.reference import autoregressive as formulas
 from dgm_fast.reference._common import compute_dtype
+from dgm_fast.reference.spline import ENDS
 
 # The integer codes of the op's arguments.
 ACTIVATIONS = {name: code for code, name in enumerate(formulas.ACTIVATIONS)}
@@ -24,29 +27,51 @@ ELEMENT_MAPS = {
     # Of the backward: z [B, D, 2 + F] holds right sides, inverse diagonals and the factors that make the
     # network's inputs of x_d.
     "adjoint": 5,
+    "spline": 6,
 }
-# ``mode`` of affine maps; of mixtures it is 1 where weights are uniform.
-AFFINE_SCALES = {name: code for code, name in enumerate(formulas.AFFINE_SCALES)}
+# ``modes`` and ``options`` of the maps that have any:
+#     affine: the code in ``SCALES``; clamp
+#     mixtures: 1 where weights are uniform
+#     spline: the codes in ``SPLINE_ENDS``, 1 with tails, ``PARAMETERIZATIONS``; left, right, bottom, top,
+#         least width, height and slope, the factor of widths and heights
+# Maps with a log-derivative.
+BIJECTIVE = (ELEMENT_MAPS["affine"], ELEMENT_MAPS["spline"])
 
 _ACTIVATION_NAMES = tuple(ACTIVATIONS)
 
 
-def _transform(transform: int, mode: int, clamp: float, inverse: bool) -> formulas.Map:
+def _transform(
+    transform: int, modes: Sequence[int], options: Sequence[float], inverse: bool
+) -> formulas.Map:
     """The map of one dimension behind the op's codes."""
     if transform == ELEMENT_MAPS["bernoulli"]:
         return formulas.bernoulli_draw
     if transform == ELEMENT_MAPS["categorical"]:
         return formulas.categorical_draw
     if transform == ELEMENT_MAPS["affine"]:
-        scale = formulas.AFFINE_SCALES[mode]
+        scale = tuple(SCALES)[modes[0]]
         return lambda z, params: formulas.affine_map(
-            z, params, scale=scale, clamp=clamp, inverse=inverse
+            z, params, scale=scale, clamp=options[0], inverse=inverse
+        )
+    if transform == ELEMENT_MAPS["spline"]:
+        return lambda z, params: formulas.spline_map(
+            z,
+            params,
+            ends=ENDS[modes[0]],
+            tails=modes[1] == 1,
+            parameterization=PARAMETERIZATION_NAMES[modes[2]],
+            domain=options[:4],
+            min_bin_width=options[4],
+            min_bin_height=options[5],
+            min_derivative=options[6],
+            logit_scale=options[7],
+            inverse=inverse,
         )
     if transform == ELEMENT_MAPS["adjoint"]:
         return formulas.adjoint_map
     mixture = "gaussian" if transform == ELEMENT_MAPS["gaussian_mixture"] else "logistic"
     return lambda z, params: formulas.mixture_draw(
-        z, params, mixture=mixture, uniform_weights=mode == 1
+        z, params, mixture=mixture, uniform_weights=modes[0] == 1
     )
 
 
@@ -60,8 +85,8 @@ def _reference(
     activation: int,
     activation_parameter: float,
     transform: int,
-    mode: int,
-    clamp: float,
+    modes: Sequence[int],
+    options: Sequence[float],
     inverse: bool,
     values: Tensor | None,
     given: Tensor | None,
@@ -81,7 +106,7 @@ def _reference(
             degrees,
             order,
             lambda t: function(t, activation_parameter),
-            _transform(transform, mode, clamp, inverse),
+            _transform(transform, modes, options, inverse),
             values,
             given,
             gates=[gate.to(compute_dtype(z, *weights)) for gate in gates],
@@ -100,8 +125,8 @@ def _fake(
     activation: int,
     activation_parameter: float,
     transform: int,
-    mode: int,
-    clamp: float,
+    modes: Sequence[int],
+    options: Sequence[float],
     inverse: bool,
     values: Tensor | None,
     given: Tensor | None,
@@ -109,7 +134,7 @@ def _fake(
     dtype = compute_dtype(z, *weights)
     categorical = transform == ELEMENT_MAPS["categorical"]
     x = z.new_empty(z.shape[:2], dtype=torch.int64 if categorical else dtype)
-    rows = z.shape[0] if transform == ELEMENT_MAPS["affine"] else 0
+    rows = z.shape[0] if transform in BIJECTIVE else 0
     return x, z.new_empty(rows, dtype=dtype)
 
 
@@ -136,8 +161,8 @@ def _example(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
         ACTIVATIONS["elu"],
         1.0,
         ELEMENT_MAPS["affine"],
-        AFFINE_SCALES["exp"],
-        2.0,
+        [SCALES["exp"]],
+        [2.0],
         False,
         values,
         given,

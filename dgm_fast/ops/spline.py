@@ -10,12 +10,12 @@ from torch import Tensor
 from dgm_fast import reference
 from dgm_fast.ops._registry import OpSpec, register, registered
 from dgm_fast.reference._common import compute_dtype
+from dgm_fast.reference.spline import ENDS
 
 # The integer codes of the op's ``ends`` and ``parameterization`` arguments.
-SPLINE_ENDS = {"fixed": 0, "periodic": 1, "free": 2}
+SPLINE_ENDS = {name: code for code, name in enumerate(ENDS)}
 PARAMETERIZATIONS = {"nflows": 0, "zuko": 1, "distrax": 2, "madnis": 3, "pyro": 4}
-_END_NAMES = tuple(SPLINE_ENDS)
-_PARAMETERIZATION_NAMES = tuple(PARAMETERIZATIONS)
+PARAMETERIZATION_NAMES = tuple(PARAMETERIZATIONS)
 
 
 def _spline_reference(
@@ -43,14 +43,14 @@ def _spline_reference(
         heights,
         derivatives,
         inverse=inverse,
-        ends=_END_NAMES[ends],
+        ends=ENDS[ends],
         tails=tails,
         bound=bound,
         domain=(left, right, bottom, top),
         min_bin_width=min_bin_width,
         min_bin_height=min_bin_height,
         min_derivative=min_derivative,
-        parameterization=_PARAMETERIZATION_NAMES[parameterization],
+        parameterization=PARAMETERIZATION_NAMES[parameterization],
         sum_log_det=sum_log_det,
     )
 

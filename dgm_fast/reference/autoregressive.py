@@ -7,14 +7,16 @@ and activation will do, and the result is differentiable.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dgm_fast.reference._common import compute_dtype, draw_class
+from dgm_fast.reference.coupling import log_scale_of
+from dgm_fast.reference.spline import ENDS, rational_quadratic_spline
 
 # (z_d [B] or [B, n], parameters [B, P]) -> (x_d [B], log|dx_d/dz_d| [B] or None)
 Map = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
@@ -31,9 +33,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "softplus": lambda t, _: F.softplus(t),
     "gelu": lambda t, _: F.gelu(t),
 }
-
-AFFINE_SCALES = ("exp", "sigmoid2", "softplus", "tanh", "atan")
-MIN_SCALE = 1e-3
 
 
 def autoregressive_inverse(
@@ -136,24 +135,23 @@ def affine_map(
 ) -> tuple[Tensor, Tensor]:
     """z * scale + shift, or (z - shift) / scale; params [..., 2]: shift, scale's parameter."""
     shift, u = params.unbind(-1)
-    factor, log_scale = scale_of(u, scale, clamp)
+    log_scale = log_scale_of(u, scale, clamp)
     if inverse:
-        return (z - shift) / factor, -log_scale
-    return z * factor + shift, log_scale
+        return (z - shift) * torch.exp(-log_scale), -log_scale
+    return z * torch.exp(log_scale) + shift, log_scale
+
+
+def spline_map(
+    z: Tensor, params: Tensor, *, ends: str, logit_scale: float, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """A rational-quadratic spline; params [..., P]: K widths, K heights (both times a factor), slopes."""
+    bins = (params.shape[-1] + 1 - ENDS.index(ends)) // 3
+    widths, heights, slopes = params.tensor_split((bins, 2 * bins), -1)
+    return rational_quadratic_spline(
+        z, logit_scale * widths, logit_scale * heights, slopes, ends=ends, **options
+    )
 
 
 def adjoint_map(z: Tensor, params: Tensor) -> tuple[Tensor, None]:
     """(z_0 - parameter) z_1: an unknown of a triangular system; z holds right side and inverse diagonal."""
     return (z[:, 0] - params[:, 0]) * z[:, 1], None
-
-
-def scale_of(u: Tensor, scale: str, clamp: float) -> tuple[Tensor, Tensor]:
-    """Scale and log-scale of an affine map from its unconstrained parameter."""
-    if scale in ("sigmoid2", "softplus"):
-        factor = (torch.sigmoid(u + 2) if scale == "sigmoid2" else F.softplus(u)) + MIN_SCALE
-        return factor, factor.log()
-    if scale == "tanh":
-        u = clamp * torch.tanh(u / clamp)
-    elif scale == "atan":
-        u = clamp * (2 / math.pi) * torch.atan(u)
-    return u.exp(), u

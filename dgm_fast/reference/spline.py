@@ -11,6 +11,9 @@ from torch import Tensor
 
 from dgm_fast.reference._common import compute_dtype, log_sum_exp, log_weights
 
+# Which slopes have parameters: those of the K - 1 inner knots, of K where the ends are equal, of all K + 1.
+ENDS = ("fixed", "periodic", "free")
+
 # softplus without PyTorch's switch to the identity, which float64 sees.
 _SOFTPLUS_THRESHOLD = 40.0
 
@@ -34,7 +37,7 @@ def rational_quadratic_spline(
 ) -> tuple[Tensor, Tensor]:
     """(y, log |dy/dx|), or with ``inverse`` (x, log |dx/dy|), by the formulas of Durkan et al. (2019).
 
-    ``ends``: which slopes have parameters: "fixed" [..., K - 1], "periodic" [..., K], "free" [..., K + 1].
+    ``ends``, one of ``ENDS``: which slopes have parameters, [..., K - 1], [..., K] or [..., K + 1].
     ``domain`` is (left, right, bottom, top); ``bound`` replaces it by [-bound, bound] in each. Outside the
     domain the map is the identity, or NaN without ``tails``.
     """

@@ -11,7 +11,14 @@ from helpers.op_checks import OpCase
 from torch import Tensor
 
 from dgm_fast import functional, reference
-from dgm_fast.functional import AffineMap, BernoulliDraw, CategoricalDraw, ElementMap, MixtureDraw
+from dgm_fast.functional import (
+    AffineMap,
+    BernoulliDraw,
+    CategoricalDraw,
+    ElementMap,
+    MixtureDraw,
+    SplineMap,
+)
 
 Build = Callable[[torch.dtype], tuple[Tensor, ...]]
 
@@ -136,6 +143,10 @@ CASES = [
         "affine-tanh", 3, 5, (9,), AffineMap("tanh", 1.5), activation="leaky_relu", parameter=0.1
     ),
     _case("affine-atan", 3, 5, (9,), AffineMap("atan"), activation="identity"),
+    _case("affine-softsign", 3, 5, (9,), AffineMap("softsign", inverse=True)),
+    _case("spline", 5, 6, (9, 8), SplineMap(8, tail_bound=1.5, inverse=True), given=True),
+    _case("spline-circular", 3, 5, (9,), SplineMap(3, "circular"), activation="tanh"),
+    _case("spline-zuko", 3, 5, (9,), SplineMap(4, parameterization="zuko", tail_bound=3.0)),
     _case("context", 5, 6, (9, 8), AffineMap(), row_bias=True, lowest=0),
     _case("few-units", 4, 33, (3, 2), AffineMap()),
     _case("no-hidden", 4, 6, (), AffineMap()),
@@ -152,5 +163,6 @@ LARGE = [
     _case("large-categorical", 70, 9, (50,), CategoricalDraw(5), given=True),
     _case("large-affine", 150, 20, (70, 90), AffineMap(), activation="tanh", given=True),
     _case("large-context", 70, 20, (50,), AffineMap(), row_bias=True, lowest=0),
+    _case("large-spline", 70, 20, (30,), SplineMap(8, tail_bound=2.0, inverse=True)),
     _case("large-mixture", 70, 8, (30,), MixtureDraw(4)),
 ]
