@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +16,17 @@ from dgm_fast.perf import plain
 from dgm_fast.perf.cases_likelihood import SMALL_BFLOAT16, normal
 from dgm_fast.perf.registry import Inputs, case
 
+BINS, BOUND = 8, 3.0
+FLOW_SIZES = {  # B, D, H, two hidden layers
+    "small": (8, 8, 32),
+    "medium": (256, 64, 256),
+    "large": (1024, 64, 512),
+    "odd": (33, 19, 37),
+}
 
+
+# A model holds them as buffers.
+@functools.cache
 def _degrees(units: int, dims: int) -> Tensor:
     return 1 + torch.arange(units) * max(1, dims - 1) // units
 
@@ -56,6 +70,48 @@ def _affine_flow(z: Tensor, **layers: Tensor) -> Tensor:
     return _inverse(functional.AffineMap(), z, layers)
 
 
+def _maf(z: Tensor, **layers: Tensor) -> Tensor:
+    return _inverse(functional.AffineMap("softplus", inverse=True), z, layers)
+
+
+def _spline_flow(z: Tensor, **layers: Tensor) -> Tensor:
+    return _inverse(functional.SplineMap(BINS, tail_bound=BOUND, inverse=True), z, layers)
+
+
+def _peers(kind: str) -> dict[str, Callable[..., Any]]:
+    """nflows' inversion, where it is installed, of the same network without a mask to apply."""
+    try:
+        transforms = importlib.import_module("nflows.transforms.autoregressive")
+    except ImportError:
+        return {}
+
+    class Conditioner(torch.nn.Module):
+        def __init__(self, layers: dict[str, Tensor], flip: bool) -> None:
+            super().__init__()
+            self.layers, self.flip = layers, flip
+
+        def forward(self, x: Tensor, context: None) -> Tensor:
+            params = plain.relu_network(x, self.layers)
+            # nflows has the shift last.
+            return params.unflatten(1, (-1, 2)).flip(2).flatten(1) if self.flip else params
+
+    @functools.cache
+    def transform_of(dims: int) -> Any:
+        if kind == "maf":
+            return transforms.MaskedAffineAutoregressiveTransform(dims, 1)
+        return transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
+            dims, 1, num_bins=BINS, tails="linear", tail_bound=BOUND
+        )
+
+    def inverse(z: Tensor, **layers: Tensor) -> Tensor:
+        transform = transform_of(z.shape[1])
+        transform.autoregressive_net = Conditioner(layers, kind == "maf")
+        x, log_det = transform.inverse(z)
+        return torch.cat([x, log_det.unsqueeze(1)], 1)
+
+    return {"nflows": inverse}
+
+
 @case(
     "autoregressive_inverse",
     variant="made_sample",
@@ -90,12 +146,7 @@ def made_sample_inputs(
     family="autoregressive",
     ours=_affine_flow,
     eager=plain.affine_flow_inverse,
-    sizes={  # B, D, H, two hidden layers
-        "small": (8, 8, 32),
-        "medium": (256, 64, 256),
-        "large": (1024, 64, 512),
-        "odd": (33, 19, 37),
-    },
+    sizes=FLOW_SIZES,
     dtypes=SMALL_BFLOAT16,
     grads=(),
     compiled=False,
@@ -107,4 +158,44 @@ def affine_flow_inputs(
     batch, dims, hidden = shape
     z = normal(generator, batch, dims)
     layers = _network(dims, (hidden, hidden), 2, generator)
+    return {k: v.to(dtype) for k, v in ({"z": z} | layers).items()}
+
+
+@case(
+    "autoregressive_inverse",
+    variant="maf",
+    family="autoregressive",
+    ours=_maf,
+    eager=plain.maf_inverse,
+    peers=_peers("maf"),
+    sizes={size: FLOW_SIZES[size] for size in ("small", "medium", "odd")},
+    grads=(),
+    compiled=False,
+    flops_per_element=lambda shape: (3 * shape[2] + shape[2] ** 2 // shape[1], 0),
+)
+def maf_inputs(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+    return affine_flow_inputs(shape, dtype, generator)
+
+
+@case(
+    "autoregressive_inverse",
+    variant="spline_flow",
+    family="autoregressive",
+    ours=_spline_flow,
+    eager=plain.spline_flow_inverse,
+    peers=_peers("spline"),
+    sizes={size: FLOW_SIZES[size] for size in ("small", "medium", "odd")},
+    grads=(),
+    compiled=False,
+    flops_per_element=lambda shape: (
+        3 * BINS * shape[2] + shape[2] ** 2 // shape[1] + 60 + 2 * 14 * BINS,
+        0,
+    ),
+)
+def spline_flow_inputs(
+    shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
+) -> Inputs:
+    batch, dims, hidden = shape
+    z = normal(generator, batch, dims, scale=1.5)
+    layers = _network(dims, (hidden, hidden), 3 * BINS - 1, generator)
     return {k: v.to(dtype) for k, v in ({"z": z} | layers).items()}

@@ -271,7 +271,7 @@ def made_sample(z: Tensor, **layers: Tensor) -> Tensor:
     """Uniforms z [B, D] -> binary x [B, D] by D passes; weights W1, W2, ... are masked already."""
     x = torch.zeros_like(z)
     for d in range(z.shape[1]):
-        probability = torch.sigmoid(_relu_network(x, layers)[:, d])
+        probability = torch.sigmoid(relu_network(x, layers)[:, d])
         x[:, d] = (z[:, d] < probability).to(x.dtype)
     return x
 
@@ -280,13 +280,34 @@ def affine_flow_inverse(z: Tensor, **layers: Tensor) -> Tensor:
     """x_d = z_d exp(u_d) + shift_d by D passes -> [B, D + 1]: x and its log-determinant."""
     x = torch.zeros_like(z)
     for d in range(z.shape[1]):
-        shift, u = _relu_network(x, layers)[:, 2 * d : 2 * d + 2].unbind(1)
+        shift, u = relu_network(x, layers)[:, 2 * d : 2 * d + 2].unbind(1)
         x[:, d] = z[:, d] * torch.exp(u) + shift
-    log_scale = _relu_network(x, layers)[:, 1::2]
+    log_scale = relu_network(x, layers)[:, 1::2]
     return torch.cat([x, log_scale.sum(1, keepdim=True)], 1)
 
 
-def _relu_network(x: Tensor, layers: dict[str, Tensor]) -> Tensor:
+def maf_inverse(z: Tensor, **layers: Tensor) -> Tensor:
+    """x_d = (z_d - shift_d) / (softplus(u_d) + 1e-3) by D passes -> [B, D + 1]: x, log-determinant."""
+    x = torch.zeros_like(z)
+    for _ in range(z.shape[1]):
+        shift, u = relu_network(x, layers).unflatten(1, (-1, 2)).unbind(2)
+        scale = F.softplus(u) + 1e-3
+        x = (z - shift) / scale
+    return torch.cat([x, -scale.log().sum(1, keepdim=True)], 1)
+
+
+def spline_flow_inverse(z: Tensor, **layers: Tensor) -> Tensor:
+    """x_d = s^-1(z_d), splines with linear tails at 3, by D passes -> [B, D + 1]: x, log-determinant."""
+    x, (dims, count) = torch.zeros_like(z), (z.shape[1], len(layers) // 2)
+    bins = (len(layers[f"b{count}"]) // dims + 1) // 3
+    for _ in range(dims):
+        params = relu_network(x, layers).unflatten(1, (dims, 3 * bins - 1))
+        widths, heights, derivatives = params.split([bins, bins, bins - 1], -1)
+        x, log_det = rational_quadratic_spline(z, widths, heights, derivatives, inverse=True)
+    return torch.cat([x, log_det.sum(1, keepdim=True)], 1)
+
+
+def relu_network(x: Tensor, layers: dict[str, Tensor]) -> Tensor:
     count = len(layers) // 2
     for i in range(1, count + 1):
         x = F.linear(x, layers[f"W{i}"], layers[f"b{i}"])
