@@ -53,7 +53,11 @@ def small_data(dynamic: bool = False, num_classes: int | None = None) -> Dataset
 
 
 # Of the kinds that are no latent-variable models; gradient steps, as everything else takes.
-SMALL_MODELS = {"gmm": {"num_components": 2, "fit": "gradient"}}
+SMALL_MODELS = {
+    "gmm": {"num_components": 2, "fit": "gradient"},
+    "nsf": {"num_layers": 2, "hidden_size": 8, "num_bins": 4},
+    **{kind: {"num_layers": 2, "hidden_sizes": [8]} for kind in ("realnvp", "maf", "iaf")},
+}
 
 
 def configuration(kind: str = "iwae", **changes) -> TrainConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -218,29 +220,56 @@ def invertible_linear(
     if permutation.dtype != torch.int64:
         raise TypeError(f"permutation must be int64, got {permutation.dtype}")
     check_same_device("permutation", permutation, "x", x)
-    dtype = compute_dtype(x, lower, upper, log_diag)
-    lower, upper, log_diag = lower.to(dtype), upper.to(dtype), log_diag.to(dtype)
-    positions = x.shape[2:].numel()
-    log_det = (-positions if inverse else positions) * log_diag.sum()
-    diagonal = log_diag.exp() if sign is None else sign.to(dtype) * log_diag.exp()
-    unit_lower = lower.tril(-1) + torch.eye(channels, dtype=dtype, device=x.device)
-    full_upper = upper.triu(1) + torch.diag(diagonal)
-    columns = x.to(dtype).flatten(2) if x.ndim > 2 else x.to(dtype)  # [B, C, positions] or [B, C]
+    triangles = lu_triangles(
+        lower, upper, log_diag, sign, dtype=compute_dtype(x, lower, upper, log_diag)
+    )
     if inverse:
-        columns = columns[:, permutation.argsort()]
-        y = _solve(unit_lower, full_upper, columns)
+        return solve_lu(x, triangles, permutation.argsort())
+    return multiply(x, lu_product(triangles, permutation), triangles.log_det)
+
+
+class Triangles(NamedTuple):
+    """Factors of an invertible linear map: L [C, C] with ones on its diagonal, U [C, C], log|det U|."""
+
+    unit_lower: Tensor
+    upper: Tensor
+    log_det: Tensor
+
+
+def lu_triangles(
+    lower: Tensor, upper: Tensor, log_diag: Tensor, sign: Tensor | None, *, dtype: torch.dtype
+) -> Triangles:
+    """The factors of :func:`invertible_linear` from its arguments."""
+    lower, upper, log_diag = lower.to(dtype), upper.to(dtype), log_diag.to(dtype)
+    diagonal = log_diag.exp() if sign is None else sign.to(dtype) * log_diag.exp()
+    eye = torch.eye(len(log_diag), dtype=dtype, device=lower.device)
+    return Triangles(lower.tril(-1) + eye, upper.triu(1) + torch.diag(diagonal), log_diag.sum())
+
+
+def lu_product(triangles: Triangles, permutation: Tensor) -> Tensor:
+    """P L U, [C, C]."""
+    return (triangles.unit_lower @ triangles.upper)[permutation]
+
+
+def multiply(x: Tensor, weight: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+    """W x along dimension 1 of x [B, C, ...], and log|det W| times the number of positions, [B]."""
+    columns = x.to(weight.dtype)
+    if x.ndim == 2:
+        y = F.linear(columns, weight)
     else:
-        weight = (unit_lower @ full_upper)[permutation]
-        y = F.linear(columns, weight) if x.ndim == 2 else torch.matmul(weight, columns)
-    return y.reshape(x.shape).to(x.dtype), log_det.expand(x.shape[0])
+        y = torch.matmul(weight, columns.flatten(2)).reshape(x.shape)
+    return y.to(x.dtype), (x.shape[2:].numel() * log_det).expand(x.shape[0])
 
 
-def _solve(unit_lower: Tensor, full_upper: Tensor, columns: Tensor) -> Tensor:
-    """Solve L U y = x for each row of [B, C], or each column of [B, C, positions]."""
+def solve_lu(x: Tensor, triangles: Triangles, inverse_permutation: Tensor) -> tuple[Tensor, Tensor]:
+    """y with P L U y = x along dimension 1 of x [B, C, ...], and the map's log-determinant, [B]."""
+    columns = x.to(triangles.upper.dtype).index_select(1, inverse_permutation)
     # One wide system in place of many narrow ones.
-    wide = columns.t() if columns.ndim == 2 else columns.transpose(0, 1).flatten(1)  # [C, B...]
-    half = torch.linalg.solve_triangular(unit_lower, wide, upper=False, unitriangular=True)
-    solved = torch.linalg.solve_triangular(full_upper, half, upper=True)
-    if columns.ndim == 2:
-        return solved.t()
-    return solved.unflatten(1, (columns.shape[0], columns.shape[2])).transpose(0, 1)
+    rows = columns.ndim == 2
+    wide = columns.t() if rows else columns.flatten(2).transpose(0, 1).flatten(1)  # [C, B...]
+    half = torch.linalg.solve_triangular(
+        triangles.unit_lower, wide, upper=False, unitriangular=True
+    )
+    y = torch.linalg.solve_triangular(triangles.upper, half, upper=True)
+    y = y.t() if rows else y.unflatten(1, (len(x), -1)).transpose(0, 1).reshape(x.shape)
+    return y.to(x.dtype), (-x.shape[2:].numel() * triangles.log_det).expand(x.shape[0])

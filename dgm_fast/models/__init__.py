@@ -10,7 +10,10 @@ from dgm_fast.models.gmvae import GMVAE
 from dgm_fast.models.gpt import GPT
 from dgm_fast.models.iwae import IWAE
 from dgm_fast.models.made import MADE
+from dgm_fast.models.maf import IAF, MAF
 from dgm_fast.models.nade import NADE, CategoricalNADE
+from dgm_fast.models.nsf import NSF
+from dgm_fast.models.realnvp import RealNVP
 from dgm_fast.models.recurrent import LSTMModel, RNNModel
 from dgm_fast.models.rnade import RNADE
 from dgm_fast.models.vae import VAE
@@ -21,10 +24,13 @@ __all__ = [
     "GAN",
     "GMVAE",
     "GPT",
+    "IAF",
     "IWAE",
     "KLGAN",
     "MADE",
+    "MAF",
     "NADE",
+    "NSF",
     "RNADE",
     "VAE",
     "WGAN",
@@ -38,4 +44,5 @@ __all__ = [
     "LSTMModel",
     "NonSaturatingGAN",
     "RNNModel",
+    "RealNVP",
 ]

@@ -12,35 +12,61 @@ from dgm_fast.functional import (
 )
 from dgm_fast.nn.activation import LeakyReLU, ReLU
 from dgm_fast.nn.base_distribution import BaseDistribution, StandardNormal, StandardUniform
+from dgm_fast.nn.element_transform import (
+    AdditiveElement,
+    AffineElement,
+    ElementTransform,
+    LogisticMixtureElement,
+    SplineElement,
+)
+from dgm_fast.nn.elementwise import Elementwise, Standardize
+from dgm_fast.nn.feature_coupling import FeatureCoupling
+from dgm_fast.nn.invertible_linear import GeneralLinear, LULinear
 from dgm_fast.nn.lazy_penalty import LazyPenalty
 from dgm_fast.nn.made import MADE
+from dgm_fast.nn.masked_autoregressive import MaskedAutoregressive
 from dgm_fast.nn.masked_linear import MaskedLinear
 from dgm_fast.nn.mlp import MLP
+from dgm_fast.nn.permutation import Permutation
 from dgm_fast.nn.pixel import GatedActivation, MaskedConv1d, MaskedConv2d
+from dgm_fast.nn.residual_mlp import ResidualMLP
 from dgm_fast.nn.transform import Compose, Inverse, Transform
 
 __all__ = [
     "MADE",
     "MLP",
+    "AdditiveElement",
+    "AffineElement",
     "AffineMap",
     "BaseDistribution",
     "BernoulliDraw",
     "CategoricalDraw",
     "Compose",
     "ElementMap",
+    "ElementTransform",
+    "Elementwise",
+    "FeatureCoupling",
     "GatedActivation",
+    "GeneralLinear",
     "Inverse",
+    "LULinear",
     "LazyPenalty",
     "LeakyReLU",
+    "LogisticMixtureElement",
+    "MaskedAutoregressive",
     "MaskedConv1d",
     "MaskedConv2d",
     "MaskedLinear",
     "MaskedNetwork",
     "MixtureDraw",
+    "Permutation",
     "ReLU",
+    "ResidualMLP",
+    "SplineElement",
     "SplineMap",
     "StandardNormal",
     "StandardUniform",
+    "Standardize",
     "Transform",
     "autoregressive_inverse",
 ]

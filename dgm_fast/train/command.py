@@ -16,6 +16,7 @@ from dgm_fast.functional.adversarial import DIVERGENCES, FORMS, KINDS
 from dgm_fast.functional.latent import ESTIMATORS
 from dgm_fast.models._gan_networks import ARCHITECTURES
 from dgm_fast.models.gaussian_mixture import COVARIANCES
+from dgm_fast.models.nsf import KINDS as FLOW_KINDS
 from dgm_fast.models.rnade import MIXTURES
 from dgm_fast.nn.made import ORDERS
 from dgm_fast.ops import BACKENDS, get_backend
@@ -69,6 +70,10 @@ _MODEL_OPTIONS = (
     "num_layers",
     "num_heads",
     "dropout",
+    "flow_kind",
+    "num_blocks",
+    "num_bins",
+    "tail_bound",
     "architecture",
     "channels",
     "num_critic_steps",
@@ -148,10 +153,13 @@ class _Sizes(click.ParamType):
     "--lr",
     type=float,
     default=1e-3,
-    help="Learning rate. [1e-3; gan, ns-gan, kl-gan, cgan, f-gan 2e-4; wgan-gp 1e-4; wgan 5e-5]",
+    help="Learning rate. [1e-3; flows 5e-4; gan, ns-gan, kl-gan, cgan, f-gan 2e-4; wgan-gp 1e-4; "
+    "wgan 5e-5]",
 )
 @click.option("--schedule", type=click.Choice(SCHEDULES), default="constant", show_default=True)
-@click.option("--clip-norm", type=float, help="Scale gradients of a larger norm down to it. [no]")
+@click.option(
+    "--clip-norm", type=float, help="Scale gradients of a larger norm down to it. [no; flows 5]"
+)
 @click.option(
     "--patience",
     type=click.IntRange(0),
@@ -163,7 +171,7 @@ class _Sizes(click.ParamType):
 @click.option(
     "--hidden-sizes",
     type=_Sizes(),
-    help="Widths of the networks. [200,200; made 500; GANs 256,256]",
+    help="Widths of the networks. [200,200; made 500; realnvp 100,100; maf, iaf, GANs 256,256]",
 )
 @click.option(
     "--decoder-variance",
@@ -196,16 +204,34 @@ class _Sizes(click.ParamType):
     help="gmm: expectation-maximisation, an iteration an epoch, or gradient steps. [em]",
 )
 @click.option(
-    "--hidden-size", type=click.IntRange(1), help="nade, rnade, rnn, lstm. [500; 100; 256; 256]"
+    "--hidden-size",
+    type=click.IntRange(1),
+    help="nade, rnade, rnn, lstm, nsf. [500; 100; 256; 256; 256]",
 )
 @click.option("--num-mixtures", type=click.IntRange(1), help="rnade: components a dimension. [10]")
 @click.option("--mixture", type=click.Choice(MIXTURES), help="rnade. [gaussian]")
 @click.option("--order", type=click.Choice(ORDERS), help="made: of the dimensions. [natural]")
 @click.option("--num-masks", type=click.IntRange(1), help="made: masks the weights share. [1]")
 @click.option("--width", type=click.IntRange(1), help="gpt: of the embeddings. [128]")
-@click.option("--num-layers", type=click.IntRange(1), help="rnn, lstm, gpt. [1; 1; 4]")
+@click.option(
+    "--num-layers",
+    type=click.IntRange(1),
+    help="rnn, lstm, gpt, realnvp, nsf, maf, iaf. [1; 1; 4; 10; 10; 5; 5]",
+)
 @click.option("--num-heads", type=click.IntRange(1), help="gpt: attention heads. [4]")
-@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="rnn, lstm, gpt. [0]")
+@click.option(
+    "--dropout", type=click.FloatRange(0, 1, max_open=True), help="rnn, lstm, gpt, nsf. [0]"
+)
+@click.option("--flow-kind", type=click.Choice(FLOW_KINDS), help="nsf. [coupling]")
+@click.option(
+    "--num-blocks", type=click.IntRange(1), help="nsf: residual blocks, or hidden layers. [2]"
+)
+@click.option("--num-bins", type=click.IntRange(2), help="nsf: bins of a spline. [8]")
+@click.option(
+    "--tail-bound",
+    type=click.FloatRange(0, min_open=True),
+    help="nsf: standard deviations within which splines bend. [3]",
+)
 @click.option("--architecture", type=click.Choice(ARCHITECTURES), help="GANs. [what fits the data]")
 @click.option("--channels", type=click.IntRange(1), help="GANs: of the first convolution. [64]")
 @click.option(
@@ -269,9 +295,9 @@ def train(ctx: click.Context, kind: str, out: Path | None, **options: Any) -> No
     """Train a model, keep its best epoch, and report its test NLL.
 
     gmm takes grey levels and bits dequantised by uniform noise, so that its NLL is that of the levels,
-    in the units of the other models; of real values (--likelihood gaussian) it is the density's. So does
-    rnade. fvsbn and nade take bits; nade-categorical levels; made bits, levels or real values; rnn,
-    lstm and gpt bits, levels or the characters of a text file.
+    in the units of the other models; of real values (--likelihood gaussian) it is the density's. So do
+    rnade and the flows (realnvp, nsf, maf, iaf). fvsbn and nade take bits; nade-categorical levels; made
+    bits, levels or real values; rnn, lstm and gpt bits, levels or the characters of a text file.
 
     The run directory holds config.json, metrics.jsonl, last.pt, best.pt, results.json and, for
     images, samples.png and reconstructions.png, for text samples.txt. Ctrl-C saves; --resume goes on
