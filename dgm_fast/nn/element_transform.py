@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dgm_fast import functional, ops
 from dgm_fast.functional import AffineMap
-from dgm_fast.reference.autoregressive import AFFINE_SCALES, MIN_SCALE
 
 # Smallest distribution function that a logit is taken of: that of float32's normal range.
 _TINY = 1.2e-38
@@ -110,12 +109,12 @@ class AffineElement(ElementTransform):
         )
 
     def initial_params(self) -> Tensor:
-        # sigmoid2 comes to 1 only where its slope has vanished.
-        u = math.log(math.expm1(1 - MIN_SCALE)) if self.scale == "softplus" else 0.0
+        # softplus(u) + 1e-3 = 1. The scale of sigmoid2 comes to 1 only where its slope has vanished.
+        u = math.log(math.expm1(1 - 1e-3)) if self.scale == "softplus" else 0.0
         return torch.tensor([0.0, u])
 
     def element_map(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
-        if self.scale in AFFINE_SCALES:
+        if self.scale != "softsign":
             return AffineMap(self.scale, self.clamp, inverse=True)
         return super().element_map()
 
