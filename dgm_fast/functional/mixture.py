@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,9 +15,14 @@ from dgm_fast.functional._checks import (
     check_same_device,
     promoted,
 )
+from dgm_fast.functional._conditions import check_condition
 from dgm_fast.functional._values import check_before_kernel, reference_with_checks
 from dgm_fast.reference._common import compute_dtype
-from dgm_fast.reference.mixture import MIN_LOG_SCALE, unpack_logistic_mixture
+from dgm_fast.reference.mixture import (
+    MIN_LOG_SCALE,
+    logistic_bin_log_prob,
+    unpack_logistic_mixture,
+)
 
 PACKINGS = ("channel", "parameter")
 PIXEL_RANGE = "values in [-1, 1] for the logistic mixture likelihood"
@@ -102,6 +109,7 @@ def sample_discretized_logistic_mixture(
     packing: str = "channel",
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
+    conditioned_on: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Draw pixels from the distribution of :func:`discretized_logistic_mixture_log_prob`.
 
@@ -116,6 +124,9 @@ def sample_discretized_logistic_mixture(
         packing: as for the density.
         generator: source of the noise.
         noise: uniforms in [0, 1), [B, 1 + C, H, W] (component, then colours), in place of draws.
+        conditioned_on: the pair (values, given), [B, C, H, W] each, ``given`` boolean: colours are kept
+            where it is True. After a given colour the component is drawn anew, given all colours up to it,
+            by the noise that the given colour has no use for.
 
     Returns:
         [B, C, H, W] in [-1, 1], float32 (float64 for float64 parameters), without gradients.
@@ -140,32 +151,72 @@ def sample_discretized_logistic_mixture(
         if noise.shape != shape:
             raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}")
         noise = noise.to(dtype)
+    values, given = _check_pixel_condition(
+        conditioned_on, (batch, num_channels, height, width), levels, params
+    )
     with torch.no_grad():
         unpacked = unpack_logistic_mixture(params.to(dtype), num_channels, num_mixtures, packing)
         logits, means, log_scales, raw = unpacked
-        cdf = torch.softmax(logits, 1).cumsum(1)
-        # Scaled by the rounded total, so that the last component is never drawn for its rounding error.
-        component = (cdf <= noise[:, :1] * cdf[:, -1:]).sum(1, keepdim=True)
-        component = component.clamp_(max=num_mixtures - 1).unsqueeze(2)  # [B, 1, 1, H, W]
-        component = component.expand(-1, 1, num_channels, -1, -1)
-        mean = means.gather(1, component).squeeze(1)  # [B, C, H, W]
-        scale = log_scales.gather(1, component).squeeze(1).clamp(min=MIN_LOG_SCALE).exp()
-        drawn = mean + scale * torch.logit(noise[:, 1:])
+        weights = None if raw is None else torch.tanh(raw)
+        component = _draw_component(logits, noise[:, :1])
+        log_joint = torch.log_softmax(logits, 1) if given is not None else None
+        colours: list[Tensor] = []
+        for c in range(num_channels):
+            mean = means[:, :, c]  # [B, M, H, W]
+            if weights is not None:
+                # Green takes the coefficient 0, blue 1 and 2.
+                for before in range(c):
+                    mean = mean + weights[:, :, c - 1 + before] * colours[before].unsqueeze(1)
+            scale = log_scales[:, :, c].gather(1, component).clamp(min=MIN_LOG_SCALE).exp()
+            drawn = mean.gather(1, component) + scale * torch.logit(noise[:, 1 + c : 2 + c])
+            colour = _nearest_level(drawn.squeeze(1), levels)
+            if given is not None and values is not None and log_joint is not None:
+                assert levels is not None
+                colour = torch.where(given[:, c], values[:, c].to(dtype), colour)
+                term = logistic_bin_log_prob(colour.unsqueeze(1), mean, log_scales[:, :, c], levels)
+                log_joint = log_joint + term
+                again = _draw_component(log_joint, noise[:, 1 + c : 2 + c])
+                component = torch.where(given[:, c : c + 1], again, component)
+            colours.append(colour)
+        return torch.stack(colours, 1)
 
-        def finish(colour: Tensor) -> Tensor:
-            colour = colour.clamp(-1.0, 1.0)
-            if levels is None:
-                return colour
-            half = (levels - 1) / 2
-            return torch.round((colour + 1.0) * half) / half - 1.0
 
-        if raw is None:
-            return finish(drawn)
-        weight = torch.tanh(raw.gather(1, component).squeeze(1))
-        red = finish(drawn[:, 0])
-        green = finish(drawn[:, 1] + weight[:, 0] * red)
-        blue = finish(drawn[:, 2] + weight[:, 1] * red + weight[:, 2] * green)
-        return torch.stack([red, green, blue], 1)
+def _draw_component(logits: Tensor, noise: Tensor) -> Tensor:
+    """Components [B, 1, H, W] of logits [B, M, H, W] by uniforms [B, 1, H, W]."""
+    cdf = torch.softmax(logits, 1).cumsum(1)
+    # Scaled by the rounded total, so that the last component is never drawn for its rounding error.
+    component = (cdf <= noise * cdf[:, -1:]).sum(1, keepdim=True)
+    return component.clamp_(max=logits.shape[1] - 1)
+
+
+def _nearest_level(colour: Tensor, levels: int | None) -> Tensor:
+    colour = colour.clamp(-1.0, 1.0)
+    if levels is None:
+        return colour
+    half = (levels - 1) / 2
+    return torch.round((colour + 1.0) * half) / half - 1.0
+
+
+def _check_pixel_condition(
+    conditioned_on: tuple[Tensor, Tensor] | None,
+    shape: tuple[int, ...],
+    levels: int | None,
+    params: Tensor,
+) -> tuple[Tensor | None, Tensor | None]:
+    if conditioned_on is None:
+        return None, None
+    if levels is None:
+        raise ValueError("levels must be a number where colours are given, got None")
+    pair = conditioned_on
+    if isinstance(pair, tuple | list):
+        # One entry after the other, as the check takes them.
+        pair = tuple(
+            t.flatten(1) if isinstance(t, Tensor) and t.shape == shape else t for t in pair
+        )  # type: ignore[assignment]
+    entries = (shape[0], math.prod(shape[1:]))
+    values, given = check_condition(pair, entries, "params", params)
+    assert values is not None and given is not None
+    return values.reshape(shape), given.reshape(shape)
 
 
 def gaussian_mixture_log_prob(

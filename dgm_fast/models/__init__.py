@@ -5,6 +5,7 @@ from dgm_fast.models.beta_vae import BetaVAE
 from dgm_fast.models.flow import Flow
 from dgm_fast.models.fvsbn import FVSBN
 from dgm_fast.models.gan import FGAN, GAN, KLGAN, WGAN, WGANGP, ConditionalGAN, NonSaturatingGAN
+from dgm_fast.models.gated_pixel_cnn import GatedPixelCNN
 from dgm_fast.models.gaussian_mixture import GaussianMixture
 from dgm_fast.models.gmvae import GMVAE
 from dgm_fast.models.gpt import GPT
@@ -13,6 +14,8 @@ from dgm_fast.models.made import MADE
 from dgm_fast.models.maf import IAF, MAF
 from dgm_fast.models.nade import NADE, CategoricalNADE
 from dgm_fast.models.nsf import NSF
+from dgm_fast.models.pixel_cnn import PixelCNN
+from dgm_fast.models.pixel_cnn_pp import PixelCNNPP
 from dgm_fast.models.realnvp import RealNVP
 from dgm_fast.models.recurrent import LSTMModel, RNNModel
 from dgm_fast.models.rnade import RNADE
@@ -40,9 +43,12 @@ __all__ = [
     "ConditionalGAN",
     "EMResult",
     "Flow",
+    "GatedPixelCNN",
     "GaussianMixture",
     "LSTMModel",
     "NonSaturatingGAN",
+    "PixelCNN",
+    "PixelCNNPP",
     "RNNModel",
     "RealNVP",
 ]

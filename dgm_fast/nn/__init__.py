@@ -21,6 +21,7 @@ from dgm_fast.nn.element_transform import (
 )
 from dgm_fast.nn.elementwise import Elementwise, Standardize
 from dgm_fast.nn.feature_coupling import FeatureCoupling
+from dgm_fast.nn.gated_residual import GatedResidual, concat_elu
 from dgm_fast.nn.invertible_linear import GeneralLinear, LULinear
 from dgm_fast.nn.lazy_penalty import LazyPenalty
 from dgm_fast.nn.made import MADE
@@ -29,7 +30,9 @@ from dgm_fast.nn.masked_linear import MaskedLinear
 from dgm_fast.nn.mlp import MLP
 from dgm_fast.nn.permutation import Permutation
 from dgm_fast.nn.pixel import GatedActivation, MaskedConv1d, MaskedConv2d
+from dgm_fast.nn.pixel_layers import GatedPixelLayer, PixelResidual
 from dgm_fast.nn.residual_mlp import ResidualMLP
+from dgm_fast.nn.shifted_conv import ShiftedConv2d, ShiftedConvTranspose2d
 from dgm_fast.nn.transform import Compose, Inverse, Transform
 
 __all__ = [
@@ -47,6 +50,8 @@ __all__ = [
     "Elementwise",
     "FeatureCoupling",
     "GatedActivation",
+    "GatedPixelLayer",
+    "GatedResidual",
     "GeneralLinear",
     "Inverse",
     "LULinear",
@@ -60,8 +65,11 @@ __all__ = [
     "MaskedNetwork",
     "MixtureDraw",
     "Permutation",
+    "PixelResidual",
     "ReLU",
     "ResidualMLP",
+    "ShiftedConv2d",
+    "ShiftedConvTranspose2d",
     "SplineElement",
     "SplineMap",
     "StandardNormal",
@@ -69,4 +77,5 @@ __all__ = [
     "Standardize",
     "Transform",
     "autoregressive_inverse",
+    "concat_elu",
 ]

@@ -66,6 +66,13 @@ def discretized_logistic_mixture_log_prob(
         green = green + weight[:, :, 0] * x[:, :, 0]
         blue = blue + weight[:, :, 1] * x[:, :, 0] + weight[:, :, 2] * x[:, :, 1]
         means = torch.stack([red, green, blue], 2)
+    log_prob = logistic_bin_log_prob(x, means, log_scales, levels)
+    joint = log_weights(logits, 1) + log_prob.sum(2)  # [B, M, H, W]
+    return log_sum_exp(joint, 1).sum((1, 2))
+
+
+def logistic_bin_log_prob(x: Tensor, means: Tensor, log_scales: Tensor, levels: int) -> Tensor:
+    """log [CDF(x + half bin) - CDF(x - half bin)] of logistics, element by element; x in [-1, 1]."""
     log_scales = log_scales.clamp(min=MIN_LOG_SCALE)
     inverse = torch.exp(-log_scales)
     half_bin = 1.0 / (levels - 1)
@@ -81,13 +88,11 @@ def discretized_logistic_mixture_log_prob(
     density = F.logsigmoid(centre) + F.logsigmoid(-centre) - log_scales - math.log((levels - 1) / 2)
     interior = torch.where(log_difference > MIN_LOG_DIFFERENCE, log_difference, density)
     outermost = edge(levels)
-    log_prob = torch.where(
+    return torch.where(
         x < -outermost,
         F.logsigmoid(plus),
         torch.where(x > outermost, F.logsigmoid(-minus), interior),
     )
-    joint = log_weights(logits, 1) + log_prob.sum(2)  # [B, M, H, W]
-    return log_sum_exp(joint, 1).sum((1, 2))
 
 
 def gaussian_mixture_log_prob(

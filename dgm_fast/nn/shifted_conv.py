@@ -1,0 +1,112 @@
+"""Convolutions whose taps lie in a rectangle anywhere around the output pixel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as torch_functional
+from torch import Tensor, nn
+
+
+class ShiftedConv2d(nn.Conv2d):
+    r"""Convolution over the rectangle of taps that starts at an offset from the output pixel.
+
+    .. math:: y_{o, i, j} = b_o + \sum_{c, u, v} w_{o, c, u, v}\, x_{c,\; s i + r_0 + u,\; s j + c_0 + v}
+
+    with zeros outside of the image and :math:`\lceil H / s \rceil \times \lceil W / s \rceil` output
+    pixels. Every tap is live. With rows r0 + u <= 0 (or below 0) it sees the rows above an output pixel
+    and its own (or only those above): the vertical stack of a Gated PixelCNN, and the shifted convolutions
+    of PixelCNN++.
+
+    Args:
+        in_channels, out_channels: feature maps.
+        kernel_size: (height, width) of the rectangle.
+        first: (r0, c0), row and column of its first tap from the output pixel.
+        stride: s.
+        bias: whether there is one.
+        device, dtype: of the parameters, which are those of an ``nn.Conv2d``.
+
+    Shape: [B, in_channels, H, W] -> [B, out_channels, ceil(H / s), ceil(W / s)].
+
+    Source: van den Oord et al., "Conditional Image Generation with PixelCNN Decoders" (2016), section 2.2;
+    Salimans et al., "PixelCNN++" (2017), section 2.3 and released code.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        first: tuple[int, int],
+        *,
+        stride: int = 1,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+        self.first = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        # What the first and the last output pixel reach beyond the image; less than nothing is cut off.
+        pad = []
+        for size, kernel, first, stride in zip(
+            x.shape[:1:-1], self.kernel_size[::-1], self.first[::-1], self.stride[::-1], strict=True
+        ):
+            last = (size - 1) // stride * stride + first + kernel - 1
+            pad += [-first, last - (size - 1)]
+        if any(pad):
+            x = torch_functional.pad(x, pad)
+        return torch_functional.conv2d(x, self.weight, self.bias, self.stride)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, first={self.first}"
+
+
+class ShiftedConvTranspose2d(nn.ConvTranspose2d):
+    r"""Transposed convolution: each input pixel adds to the rectangle that starts at an offset from it.
+
+    .. math:: y_{o, i, j} = b_o + \sum_{c, u, v} w_{c, o, u, v}\, x_{c, i', j'}, \qquad
+        s i' + r_0 + u = i,\quad s j' + c_0 + v = j
+
+    Args:
+        in_channels, out_channels, kernel_size, device, dtype: as for :class:`ShiftedConv2d`.
+        first: (r0, c0), at most 0: the rectangle's first row and column from the pixel (s i', s j').
+        stride: s.
+
+    Shape: [B, in_channels, H, W] and a size (H', W') of at most (s H, s W) -> [B, out_channels, H', W'].
+
+    Source: Salimans et al., "PixelCNN++" (2017), section 2.3 and released code.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        first: tuple[int, int],
+        *,
+        stride: int,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride=stride, device=device, dtype=dtype
+        )
+        self.first = first
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        whole = torch_functional.conv_transpose2d(x, self.weight, self.bias, self.stride)
+        (top, left), (height, width) = self.first, size
+        return whole[:, :, -top : height - top, -left : width - left]
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, first={self.first}"
