@@ -59,6 +59,13 @@ from dgm_fast.functional.nade import (
     rnade_sample,
 )
 from dgm_fast.functional.pixel import gated_activation, masked_conv1d, masked_conv2d
+from dgm_fast.functional.pixel_network import (
+    PixelDraw,
+    PixelLayer,
+    PixelNetwork,
+    PixelNetworkBuilder,
+)
+from dgm_fast.functional.pixel_sampling import sample_pixels
 from dgm_fast.functional.spline import logistic_mixture_cdf, rational_quadratic_spline
 
 __all__ = [
@@ -68,6 +75,10 @@ __all__ = [
     "ElementMap",
     "MaskedNetwork",
     "MixtureDraw",
+    "PixelDraw",
+    "PixelLayer",
+    "PixelNetwork",
+    "PixelNetworkBuilder",
     "SplineMap",
     "actnorm",
     "affine_coupling",
@@ -114,4 +125,5 @@ __all__ = [
     "rnade_log_prob",
     "rnade_sample",
     "sample_discretized_logistic_mixture",
+    "sample_pixels",
 ]

@@ -13,9 +13,9 @@ Condition = tuple[Tensor, Tensor]
 
 
 def check_condition(
-    conditioned_on: Any, shape: tuple[int, int], like_name: str, like: Tensor
+    conditioned_on: Any, shape: tuple[int, ...], like_name: str, like: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(values, given) as [n, D] each without gradients, or None for both."""
+    """(values, given) of ``shape`` = (n, ...) each without gradients, or None for both."""
     if conditioned_on is None:
         return None, None
     if not isinstance(conditioned_on, tuple | list) or len(conditioned_on) != 2:

@@ -18,11 +18,7 @@ from dgm_fast.functional._checks import (
 from dgm_fast.functional._conditions import check_condition
 from dgm_fast.functional._values import check_before_kernel, reference_with_checks
 from dgm_fast.reference._common import compute_dtype
-from dgm_fast.reference.mixture import (
-    MIN_LOG_SCALE,
-    logistic_bin_log_prob,
-    unpack_logistic_mixture,
-)
+from dgm_fast.reference.mixture import logistic_mixture_draw
 
 PACKINGS = ("channel", "parameter")
 PIXEL_RANGE = "values in [-1, 1] for the logistic mixture likelihood"
@@ -155,46 +151,15 @@ def sample_discretized_logistic_mixture(
         conditioned_on, (batch, num_channels, height, width), levels, params
     )
     with torch.no_grad():
-        unpacked = unpack_logistic_mixture(params.to(dtype), num_channels, num_mixtures, packing)
-        logits, means, log_scales, raw = unpacked
-        weights = None if raw is None else torch.tanh(raw)
-        component = _draw_component(logits, noise[:, :1])
-        log_joint = torch.log_softmax(logits, 1) if given is not None else None
-        colours: list[Tensor] = []
-        for c in range(num_channels):
-            mean = means[:, :, c]  # [B, M, H, W]
-            if weights is not None:
-                # Green takes the coefficient 0, blue 1 and 2.
-                for before in range(c):
-                    mean = mean + weights[:, :, c - 1 + before] * colours[before].unsqueeze(1)
-            scale = log_scales[:, :, c].gather(1, component).clamp(min=MIN_LOG_SCALE).exp()
-            drawn = mean.gather(1, component) + scale * torch.logit(noise[:, 1 + c : 2 + c])
-            colour = _nearest_level(drawn.squeeze(1), levels)
-            if given is not None and values is not None and log_joint is not None:
-                assert levels is not None
-                colour = torch.where(given[:, c], values[:, c].to(dtype), colour)
-                term = logistic_bin_log_prob(colour.unsqueeze(1), mean, log_scales[:, :, c], levels)
-                log_joint = log_joint + term
-                again = _draw_component(log_joint, noise[:, 1 + c : 2 + c])
-                component = torch.where(given[:, c : c + 1], again, component)
-            colours.append(colour)
-        return torch.stack(colours, 1)
-
-
-def _draw_component(logits: Tensor, noise: Tensor) -> Tensor:
-    """Components [B, 1, H, W] of logits [B, M, H, W] by uniforms [B, 1, H, W]."""
-    cdf = torch.softmax(logits, 1).cumsum(1)
-    # Scaled by the rounded total, so that the last component is never drawn for its rounding error.
-    component = (cdf <= noise * cdf[:, -1:]).sum(1, keepdim=True)
-    return component.clamp_(max=logits.shape[1] - 1)
-
-
-def _nearest_level(colour: Tensor, levels: int | None) -> Tensor:
-    colour = colour.clamp(-1.0, 1.0)
-    if levels is None:
-        return colour
-    half = (levels - 1) / 2
-    return torch.round((colour + 1.0) * half) / half - 1.0
+        return logistic_mixture_draw(
+            params.to(dtype),
+            noise,
+            num_mixtures=num_mixtures,
+            levels=levels,
+            packing=packing,
+            values=values,
+            given=given,
+        )
 
 
 def _check_pixel_condition(

@@ -53,6 +53,7 @@ from dgm_fast.reference.pixel import (
     masked_conv1d,
     masked_conv2d,
 )
+from dgm_fast.reference.pixel_sampling import pixel_sample
 from dgm_fast.reference.spline import logistic_mixture_cdf, rational_quadratic_spline
 
 __all__ = [
@@ -93,6 +94,7 @@ __all__ = [
     "nade_log_prob",
     "nade_sample",
     "norm_penalty",
+    "pixel_sample",
     "rational_quadratic_spline",
     "reparameterize",
     "rnade_log_prob",

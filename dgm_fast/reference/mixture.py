@@ -95,6 +95,64 @@ def logistic_bin_log_prob(x: Tensor, means: Tensor, log_scales: Tensor, levels: 
     )
 
 
+def logistic_mixture_draw(
+    params: Tensor,
+    noise: Tensor,
+    *,
+    num_mixtures: int,
+    levels: int | None,
+    packing: str,
+    values: Tensor | None = None,
+    given: Tensor | None = None,
+) -> Tensor:
+    """Pixels [B, C, H, W] in [-1, 1] from uniforms [B, 1 + C, H, W]: a component, then each colour.
+
+    ``values`` are kept where ``given`` (which needs ``levels``); after a given colour the component is
+    drawn anew, from its distribution under all colours so far.
+    """
+    num_channels = noise.shape[1] - 1
+    unpacked = unpack_logistic_mixture(params, num_channels, num_mixtures, packing)
+    logits, means, log_scales, raw = unpacked
+    weights = None if raw is None else torch.tanh(raw)
+    component = _draw_component(logits, noise[:, :1])
+    log_joint = torch.log_softmax(logits, 1)
+    colours: list[Tensor] = []
+    for c in range(num_channels):
+        mean = means[:, :, c]  # [B, M, H, W]
+        if weights is not None:
+            # Green takes the coefficient 0, blue 1 and 2.
+            for before in range(c):
+                mean = mean + weights[:, :, c - 1 + before] * colours[before].unsqueeze(1)
+        scale = log_scales[:, :, c].gather(1, component).clamp(min=MIN_LOG_SCALE).exp()
+        drawn = mean.gather(1, component) + scale * torch.logit(noise[:, 1 + c : 2 + c])
+        colour = _nearest_level(drawn.squeeze(1), levels)
+        if given is not None and values is not None:
+            assert levels is not None
+            colour = torch.where(given[:, c], values[:, c].to(colour.dtype), colour)
+            term = logistic_bin_log_prob(colour.unsqueeze(1), mean, log_scales[:, :, c], levels)
+            log_joint = log_joint + term
+            again = _draw_component(log_joint, noise[:, 1 + c : 2 + c])
+            component = torch.where(given[:, c : c + 1], again, component)
+        colours.append(colour)
+    return torch.stack(colours, 1)
+
+
+def _draw_component(logits: Tensor, noise: Tensor) -> Tensor:
+    """Components [B, 1, H, W] of logits [B, M, H, W] by uniforms [B, 1, H, W]."""
+    cdf = torch.softmax(logits, 1).cumsum(1)
+    # Scaled by the rounded total, so that the last component is never drawn for its rounding error.
+    component = (cdf <= noise * cdf[:, -1:]).sum(1, keepdim=True)
+    return component.clamp_(max=logits.shape[1] - 1)
+
+
+def _nearest_level(colour: Tensor, levels: int | None) -> Tensor:
+    colour = colour.clamp(-1.0, 1.0)
+    if levels is None:
+        return colour
+    half = (levels - 1) / 2
+    return torch.round((colour + 1.0) * half) / half - 1.0
+
+
 def gaussian_mixture_log_prob(
     z: Tensor, means: Tensor, log_vars: Tensor, logits: Tensor | None = None
 ) -> Tensor:
