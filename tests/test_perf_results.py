@@ -218,6 +218,21 @@ def test_readme_section(tmp_path: Path) -> None:
     assert readme.main([*arguments, "--check"]) == 1
 
 
+def test_readme_shows_the_largest_sizes_and_names_every_loss() -> None:
+    result = make_result()
+    (medium,) = result["records"]
+    for size, ours in (("small", 2.5), ("odd", 1.0), ("large", 0.5)):
+        modes = {"both": {**medium["modes"]["both"], "ours": variant(ours)}}
+        result["records"].append({**medium, "case": f"elbo/{size}/float32", "modes": modes})
+    result["records"].append({**medium, "case": "iwae_step/digits/float32"})
+    text = readme.section(result, "r.json")
+    shown = [line.split(" |")[0] for line in text.splitlines() if line.startswith("| ")]
+    assert shown[2:] == ["| elbo/large/float32", "| iwae_step/digits/float32"]
+    # Of medium, small and odd: 2, 0.8 and 2.
+    assert "The 3 other cases" in text and f"{3.2 ** (1 / 3):.2f}x the better rival" in text
+    assert "Lost among them: elbo/small/float32 0.80x." in text
+
+
 @pytest.mark.parametrize(
     "text",
     ["no markers", "<!-- bench:start -->", "<!-- bench:end --><!-- bench:start -->"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -232,8 +233,14 @@ def show(result: dict[str, Any], stream: TextIO | None = None) -> None:
         console.print(note, markup=False)
 
 
-def markdown(result: dict[str, Any], modes: tuple[str, ...] = ("both", "step")) -> str:
-    """A Markdown table of some modes (forward where a case has no other); losses stand in it like wins."""
+def main_rows(result: dict[str, Any], modes: tuple[str, ...] = ("both", "step")) -> list[Row]:
+    """A row a case: that of one of ``modes``, or its forward where it has no other mode."""
+    forward_only = {r["case"] for r in result["records"] if set(r.get("modes", {})) == {"forward"}}
+    return [row for row in rows(result) if row.mode in modes or row.case in forward_only]
+
+
+def markdown(shown: Iterable[Row]) -> str:
+    """A Markdown table of rows; losses stand in it like wins."""
     headers = (
         "case",
         "shape",
@@ -246,10 +253,7 @@ def markdown(result: dict[str, Any], modes: tuple[str, ...] = ("both", "step")) 
         "peak MB eager / compile / ours",
     )
     lines = ["| " + " | ".join(headers) + " |", "| --- | --- |" + " ---: |" * (len(headers) - 2)]
-    forward_only = {r["case"] for r in result["records"] if set(r.get("modes", {})) == {"forward"}}
-    for row in rows(result):
-        if row.mode not in modes and row.case not in forward_only:
-            continue
+    for row in shown:
         cell = cells(row)
         chosen = (*cell[:2], cell[3], cell[4], cell[6], cell[8], *cell[9:12])
         lines.append("| " + " | ".join(chosen) + " |")
