@@ -10,6 +10,7 @@ from helpers.interpreter import (  # noqa: F401
     pytest_collection_finish,
     pytest_pyfunc_call,
     pytest_runtest_logreport,
+    pytest_unconfigure,
 )
 
 if importlib.util.find_spec("triton") is not None:
