@@ -28,6 +28,7 @@ BUILTIN_MODULES = (
     "dgm_fast.perf.cases_spline",
     "dgm_fast.perf.cases_autoregressive",
     "dgm_fast.perf.cases_adversarial",
+    "dgm_fast.perf.cases_flows",
 )
 
 Inputs = dict[str, Tensor]

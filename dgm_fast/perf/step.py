@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -38,7 +38,8 @@ class StepCase:
     ``model`` builds it (seeded by the caller), ``data`` gives one batch and where it came from.
     ``noise_shape`` is that of the ``noise`` its loss takes, None where it draws none. ``plain`` turns a
     model into the one that a good user would write without this library, where the reference formula
-    is not that.
+    is not that. ``peers`` build another library's model with the same weights and a ``loss(x)``, by
+    name: its loss is compared, not its gradients, whose parameters are others.
     """
 
     label: str
@@ -49,6 +50,7 @@ class StepCase:
     data: Callable[[torch.Generator], tuple[Tensor, str]]
     noise_shape: tuple[int, ...] | None = None
     plain: Callable[[nn.Module], None] | None = None
+    peers: Mapping[str, Callable[[nn.Module], nn.Module]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -76,7 +78,9 @@ class TrainingStep:
         self.model = copy.deepcopy(model)
         self.x = x
         self.backend = "auto" if variant == OURS else "reference"
-        if variant != OURS and case.plain is not None:
+        if variant in case.peers:
+            self.model = case.peers[variant](self.model)
+        elif variant != OURS and case.plain is not None:
             case.plain(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
         loss = cast(Callable[..., Tensor], self.model.loss)
@@ -119,6 +123,7 @@ def run_step(case: StepCase, options: Options) -> Record:
         with torch.random.fork_rng(devices=[]):
             torch._dynamo.reset()
             names = [EAGER, COMPILE, OURS] if options.compiled else [EAGER, OURS]
+            names += case.peers
             steps = checked_steps(case, options, names, record)
             if record["failures"]:
                 return record
@@ -175,7 +180,8 @@ def checked_steps(
             record["unavailable"][name] = f"{type(error).__name__}"
             del steps[name]
             continue
-        worst = max(relative_error(found[k], truth[k]) for k in truth)
+        compared = ["value"] if name in case.peers else truth
+        worst = max(relative_error(found[k], truth[k]) for k in compared)
         record["errors"][name] = {"step": error_record(worst)}
         if not worst <= STEP_LIMIT:
             record["failures"].append(f"{name}: loss or gradients differ from eager by {worst:.2e}")

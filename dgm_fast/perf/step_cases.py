@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from types import MethodType
@@ -124,6 +125,38 @@ def _masked_forward(layer: Any, x: Tensor) -> Tensor:
     return plain.masked_linear(x, layer.weight, layer.bias, layer.mask)
 
 
+def nsf_step(
+    label: str, num_dims: int, num_layers: int, hidden_size: int, num_bins: int, batch_size: int
+) -> StepCase:
+    """A step of a neural spline flow of couplings; its rivals have the spline's bins unrolled."""
+
+    def model() -> nn.Module:
+        from dgm_fast.models import NSF
+
+        return NSF(num_dims, num_layers=num_layers, hidden_size=hidden_size, num_bins=num_bins)
+
+    def in_nflows(model: nn.Module) -> Any:
+        from dgm_fast.perf.flow_models import NFlows
+
+        return NFlows(model)
+
+    def make_plain(model: nn.Module) -> None:
+        from dgm_fast.perf.flow_models import make_plain
+
+        make_plain(model)
+
+    return StepCase(
+        label,
+        "nsf_step",
+        "coupling",
+        (batch_size, num_dims, num_layers, hidden_size, num_bins),
+        model,
+        lambda generator: (torch.randn(batch_size, num_dims, generator=generator), "synthetic"),
+        plain=make_plain,
+        peers={"nflows": in_nflows} if importlib.util.find_spec("nflows") else {},
+    )
+
+
 def binary_rows(
     count: int, size: int, generator: torch.Generator, data_variable: str
 ) -> tuple[Tensor, str]:
@@ -163,4 +196,5 @@ STEPS = (
     gmvae_step("mnist", 784, 10, 500, 10, 100, "DGM_FAST_MNIST"),
     made_step("mnist", 784, (500,), 64),
     made_step("mnist-wide", 784, (8000, 8000), 100),
+    nsf_step("miniboone", 43, 10, 256, 8, 512),
 )
