@@ -3,6 +3,7 @@
 from dgm_fast.data.dataset import BINARIZE_MODES, DataError, Dataset, binarize
 from dgm_fast.data.digits import load_digits
 from dgm_fast.data.image_folder import load_image_folder
+from dgm_fast.data.known_entropy import SineChain
 from dgm_fast.data.load import load_dataset
 from dgm_fast.data.mnist import load_mnist
 from dgm_fast.data.npz import load_npz
@@ -13,6 +14,7 @@ __all__ = [
     "BINARIZE_MODES",
     "DataError",
     "Dataset",
+    "SineChain",
     "binarize",
     "load_dataset",
     "load_digits",

@@ -63,7 +63,8 @@ class IAF(VectorFlow):
         TypeError, ValueError: if an argument does not fit; the message names it.
 
     Source: Kingma et al., "Improved Variational Inference with Inverse Autoregressive Flow" (2016),
-    section 3 and algorithm 1.
+    section 3 and algorithm 1. The bounded "tanh" scale stands for its sigmoid gate: densities of
+    data divide by the scale, which must not come near 0.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class IAF(VectorFlow):
         *,
         num_layers: int = 5,
         hidden_sizes: Sequence[int] = (256, 256),
-        scale: str = "softplus",
+        scale: str = "tanh",
         clamp: float = 2.0,
         activation: Callable[[], nn.Module] = nn.ReLU,
         context_dim: int | None = None,
