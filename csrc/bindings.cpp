@@ -3,6 +3,7 @@
 #include "kernels.h"
 #include "layout.h"
 #include "output_pool.h"
+#include "progress_bridge.h"
 #include "reference_bridge.h"
 #include "registry.h"
 
@@ -16,6 +17,10 @@ namespace {
 
 // Leaked on purpose: a Python object must not be released after the interpreter has gone.
 py::object* reference_vjp_function = nullptr;
+py::object* progress_function = nullptr;
+
+// What stopped a call of this thread.
+thread_local std::exception_ptr interruption;
 
 std::string active_level;
 
@@ -44,6 +49,28 @@ std::vector<at::Tensor> reference_vjp(
   return gradients;
 }
 
+bool report_progress(int64_t done) {
+  py::gil_scoped_acquire gil;
+  try {
+    if (PyErr_CheckSignals() != 0) {
+      throw py::error_already_set();
+    }
+    if (progress_function != nullptr) {
+      (*progress_function)(done);
+    }
+    return true;
+  } catch (const py::error_already_set&) {
+    interruption = std::current_exception();
+    return false;
+  }
+}
+
+void throw_interruption() {
+  if (interruption) {
+    std::rethrow_exception(std::exchange(interruption, nullptr));
+  }
+}
+
 } // namespace dgm_fast
 
 PYBIND11_MODULE(_C, m) {
@@ -60,6 +87,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_reference_vjp", [](py::object function) {
     delete reference_vjp_function;
     reference_vjp_function = new py::object(std::move(function));
+  });
+  m.def("set_progress", [](py::object function) {
+    delete progress_function;
+    progress_function = new py::object(std::move(function));
   });
   m.def("use_kernels", [](const py::capsule& table, size_t size, std::string level) {
     use_kernel_table(table.get_pointer<const void>(), size);

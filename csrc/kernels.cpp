@@ -33,6 +33,7 @@ template const MaskedKernels& kernels<MaskedKernels>();
 template const MixtureKernels& kernels<MixtureKernels>();
 template const NadeKernels& kernels<NadeKernels>();
 template const PixelKernels& kernels<PixelKernels>();
+template const PixelSamplingKernels& kernels<PixelSamplingKernels>();
 template const ProductKernels& kernels<ProductKernels>();
 template const SplineKernels& kernels<SplineKernels>();
 

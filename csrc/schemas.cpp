@@ -158,6 +158,13 @@ const std::vector<OpSpec>& op_specs() {
        "(Tensor, Tensor)",
        {},
        0},
+      {"pixel_sample",
+       "Tensor noise, Tensor[] weights, Tensor[] biases, int[] layers, int[] channels, int[] strides, "
+       "int[] groups, int output, int draw, int colors, int levels, int num_mixtures, bool one_hot, "
+       "float scale, float shift, int ones, Tensor? values, Tensor? given",
+       "Tensor",
+       {},
+       0},
   };
   return specs;
 }

@@ -15,6 +15,7 @@ from helpers import (
     cases_mixture,
     cases_nade,
     cases_pixel,
+    cases_pixel_sampling,
     cases_spline,
 )
 from helpers.op_checks import (
@@ -49,6 +50,7 @@ FAMILIES = (
     cases_masked,
     cases_spline,
     cases_autoregressive,
+    cases_pixel_sampling,
 )
 CASES = [case.on("cuda") for family in FAMILIES for case in family.CASES]
 LARGE = [case.on("cuda") for family in FAMILIES for case in family.LARGE]

@@ -15,6 +15,7 @@ from helpers import (
     cases_mixture,
     cases_nade,
     cases_pixel,
+    cases_pixel_sampling,
     cases_spline,
 )
 from helpers.op_checks import (
@@ -43,6 +44,7 @@ FAMILIES = (
     cases_adversarial,
     cases_spline,
     cases_autoregressive,
+    cases_pixel_sampling,
 )
 CASES = [case for family in FAMILIES for case in family.CASES]
 LARGE = [case for family in FAMILIES for case in family.LARGE]

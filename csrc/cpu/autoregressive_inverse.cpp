@@ -5,6 +5,7 @@
 // the draws of a dimension are vector operations. Dimensions come in blocks: what the units and parameters of a block
 // take from before it is a product of matrices; only the rest follows dimension by dimension.
 
+#include "activations.h"
 #include "autoregressive_table.h"
 #include "dispatch.h"
 #include "element_maps.h"
@@ -112,11 +113,6 @@ inline void for_vectors(A* data, int64_t count, F&& function) {
   }
 }
 
-template <typename A>
-inline Vec<A> logistic(const Vec<A>& v) {
-  return Vec<A>(1) / (Vec<A>(1) + full_exp(v.neg()));
-}
-
 // In place, `count` a multiple of the lanes.
 template <typename A>
 void activate(Activation activation, A parameter, A* data, int64_t count) {
@@ -130,9 +126,8 @@ void activate(Activation activation, A parameter, A* data, int64_t count) {
       return for_vectors(
           data, count, [&](const Vec<A>& v) { return select(less(v, zero), factor * v, v); });
     case Activation::Elu:
-      return for_vectors(data, count, [&](const Vec<A>& v) {
-        return select(less(v, zero), factor * exp_minus(v).one, v);
-      });
+      return for_vectors(
+          data, count, [&](const Vec<A>& v) { return exponential_linear(v, factor); });
     case Activation::Tanh:
       return for_vectors(data, count, [&](const Vec<A>& v) { return tanh_slope(v).value; });
     case Activation::Sigmoid:

@@ -13,6 +13,7 @@
 #include "masked_table.h"
 #include "mixture_table.h"
 #include "nade_table.h"
+#include "pixel_sampling_table.h"
 #include "pixel_table.h"
 #include "product_table.h"
 #include "spline_table.h"
@@ -30,6 +31,7 @@ using KernelTable = std::tuple<
     MixtureKernels,
     NadeKernels,
     PixelKernels,
+    PixelSamplingKernels,
     ProductKernels,
     SplineKernels>;
 

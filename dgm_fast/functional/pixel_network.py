@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dgm_fast.functional._checks import check_floating
+from dgm_fast.functional._checks import check_floating, values_visible
 from dgm_fast.reference.pixel import channel_groups, conv_mask
 from dgm_fast.reference.pixel_network import (
     DRAWS,
@@ -106,8 +106,11 @@ class PixelNetworkBuilder:
             groups = channel_groups(weight.shape[0], data_channels, channel_order).tolist()
         return self.convolution(x, live, bias, taps=taps, groups=groups)
 
-    def elementwise(self, kind: str, *inputs: int) -> int:
-        """An element-wise layer of ``KINDS``: at row moments where all its inputs are."""
+    def elementwise(self, kind: str, *inputs: int, moment: str | None = None) -> int:
+        """An element-wise layer of ``KINDS``, run at the row where all its inputs are ("pixel" otherwise).
+
+        What a state of moment "reversed_row" depends on has to say ``moment="reversed_row"``.
+        """
         channels = [self._channels[b] for b in inputs]
         width = {
             "concat_elu": 2 * channels[0],
@@ -117,7 +120,7 @@ class PixelNetworkBuilder:
         }.get(kind, channels[0])
         moments = {self._moments[b] for b in inputs}
         output = self.buffer(width, self._strides[inputs[0]])
-        moment = "pixel" if "pixel" in moments else "row"
+        moment = moment or ("pixel" if "pixel" in moments else "row")
         return self._add(PixelLayer(kind, tuple(inputs), output, moment))
 
     def lstm(self, gates: int, *, cell_tap: Tap, output: int, moment: str = "pixel") -> int:
@@ -321,7 +324,9 @@ def _check_causal(
             elif before in (None, "pixel"):
                 ready = False
             elif layer.moment == "reversed_row" and before == "reversed_row":
-                ready = dy == 0 and (dx > 0 or (dx == 0 and earlier))
+                between = network.layers[i : written[b]]
+                together = all(other.moment != "row" for other in between)
+                ready = dy == 0 and ((dx > 0 and together) or (dx == 0 and earlier))
             else:
                 ready = dy == 0 and earlier
             if not ready:
@@ -344,7 +349,8 @@ def _check_colors(
     t: int,
 ) -> None:
     """At the pixel itself, units of a colour see what is drawn before it."""
-    if b != 0 and network.draw.steps == 1:
+    # Under a trace, and on another device, weights are taken at their word.
+    if (b != 0 and network.draw.steps == 1) or not values_visible():
         return
     seen = torch.tensor(groups[b])
     own = torch.tensor(groups[layer.output])
@@ -353,7 +359,6 @@ def _check_colors(
     else:
         assert layer.weight is not None
         dead = seen >= own[:, None] if b == 0 else seen > own[:, None]
-        # What lies on another device is taken at its word: looking would stop it.
         hidden = False
         if layer.weight.device.type == "cpu":
             hidden = bool((layer.weight[:, first : first + len(seen), t][dead] != 0).any())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgm_fast import reference
+from dgm_fast import ops, reference
 from dgm_fast.functional._checks import check_floating, class_index, unit_interval
 from dgm_fast.functional._conditions import Condition, check_condition
 from dgm_fast.functional._values import check_given
@@ -72,6 +72,12 @@ def sample_pixels(
     elif progress:
         told = lambda done: _bar(done, height)  # noqa: E731
     with torch.no_grad():
+        if ops.use_kernel(noise, "pixel_sampling"):
+            arguments = (noise, *ops.pixel_arguments(network), values, given)
+            if told is None:
+                return ops.pixel_sample(*arguments)
+            with ops.row_progress(told):
+                return ops.pixel_sample(*arguments)
         return reference.pixel_sample(network, noise, values, given, told)
 
 

@@ -70,6 +70,7 @@ from dgm_fast.ops.nade import (
     rnade_sample,
 )
 from dgm_fast.ops.pixel import CHANNEL_ORDERS, MASK_TYPES, gated_activation, masked_conv2d
+from dgm_fast.ops.pixel_sampling import pixel_arguments, pixel_sample, row_progress
 from dgm_fast.ops.spline import (
     PARAMETERIZATIONS,
     SPLINE_ENDS,
@@ -134,10 +135,13 @@ __all__ = [
     "nade_log_prob",
     "nade_sample",
     "norm_penalty",
+    "pixel_arguments",
+    "pixel_sample",
     "rational_quadratic_spline",
     "reparameterize",
     "rnade_log_prob",
     "rnade_sample",
+    "row_progress",
     "runnable_isas",
     "saved_outputs",
     "term_code",

@@ -135,29 +135,26 @@ class _Row:
         image.zero_()
         if self.draw.ones:
             image[self.margin[0] : self.margin[0] + self.width, :, -self.draw.ones :] = 1.0
-        moments = groupby(
-            zip(self.network.layers, self.layers, strict=True), lambda pair: pair[0].moment
-        )
-        for moment, pairs in moments:
-            layers = [
-                (layer, run)
-                for layer, run in pairs
-                if phase % self.network.strides[layer.output] == 0
-            ]
+        layers = [
+            (layer, run)
+            for layer, run in zip(self.network.layers, self.layers, strict=True)
+            if phase % self.network.strides[layer.output] == 0
+        ]
+        early = [pair for pair in layers if pair[0].moment != "pixel"]
+        for moment, pairs in groupby(early, lambda pair: pair[0].moment):
             if moment == "row":
-                for layer, run in layers:
+                for layer, run in pairs:
                     self._run(layer, run, phase, None, None)
-            elif moment == "reversed_row":
-                for j in reversed(range(self.width)):
-                    for layer, run in layers:
-                        self._run(layer, run, phase, j, None)
-        pixel = [pair for pair in zip(self.network.layers, self.layers, strict=True)]
-        pixel = [pair for pair in pixel if pair[0].moment == "pixel"]
+                continue
+            together = list(pairs)
+            for j in reversed(range(self.width)):
+                for layer, run in together:
+                    self._run(layer, run, phase, j, None)
+        late = [pair for pair in layers if pair[0].moment == "pixel"]
         for j in range(self.width):
             for step in range(self.draw.steps):
-                for layer, run in pixel:
-                    if phase % self.network.strides[layer.output] == 0:
-                        self._run(layer, run, phase, j, step)
+                for layer, run in late:
+                    self._run(layer, run, phase, j, step)
                 self._draw(j, step)
 
     def _run(
@@ -247,13 +244,12 @@ class _Convolution:
         self.parities = 2 if self.stride_in > self.stride_out else 1
         weight = layer.weight.to(like)
         bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.to(like)
-        groups = torch.tensor(layer.groups or (0,) * len(weight), device=like.device)
         # None: all units.
         self.units: dict[int | None, Tensor | None] = {None: None}
         if layer.moment == "pixel":
             for step in range(network.draw.steps):
-                whole = all(g == step for g in layer.groups or (0,))
-                self.units[step] = None if whole else (groups == step).nonzero().squeeze(1)
+                own = [u for u, g in enumerate(layer.groups or (0,) * len(weight)) if g == step]
+                self.units[step] = None if len(own) == len(weight) else _index(own, like.device)
         self.bias = {s: bias if u is None else bias[..., u] for s, u in self.units.items()}
         self.taps: dict[tuple[int, int], list[Tap]] = {}
         self.matrices: dict[tuple[int, int, int | None], Tensor] = {}
@@ -268,7 +264,8 @@ class _Convolution:
                 for key, units in self.units.items():
                     rows = weight if units is None else weight[units]
                     # [taps in, units]
-                    self.matrices[py, px, key] = rows[:, :, live].permute(2, 1, 0).flatten(0, 1)
+                    seen = [rows[:, :, t].t() for t in live]
+                    self.matrices[py, px, key] = torch.cat(seen) if seen else rows.new_empty(0)
 
     def run(self, row: _Row, i: int, column: int | None, step: int | None) -> None:
         """Row i (modulo the period): at all columns, or at one the units of a step."""
@@ -307,3 +304,10 @@ class _Convolution:
             out.copy_(value)
         else:
             out.index_copy_(-1, units, value)
+
+
+def _index(units: list[int], device: torch.device) -> Tensor:
+    """Made on the device: a copy to it would end a capture."""
+    if not units:
+        return torch.empty(0, dtype=torch.int64, device=device)
+    return torch.stack([torch.full((), u, device=device) for u in units])

@@ -1,0 +1,373 @@
+// Cached sampling of causal pixel networks: every layer keeps its activations and computes what is new.
+//
+// Activations of a position lie together, image by image, channels contiguous: a convolution at a position is a product
+// of a few rows with the packed weights of its live taps, and what depends on rows above alone is one product for
+// all positions of a row. A thread draws a share of the batch from the first pixel to the last, without waiting for
+// others; buffers keep the rows that are still read.
+
+#include "dispatch.h"
+#include "pixel_draw.h"
+#include "pixel_elements.h"
+#include "pixel_plan.h"
+#include "pixel_sampling_table.h"
+
+#include <atomic>
+
+namespace dgm_fast {
+inline namespace CPU_CAPABILITY {
+namespace {
+
+// Images that a thread draws side by side, at most: their activations share the caches with the weights.
+constexpr int64_t kMaxImages = 32;
+
+template <typename A>
+class Sampler {
+ public:
+  Sampler(const PixelSampleArgs& args, const Plan<A>& plan, int64_t first, int64_t images)
+      : args_(args),
+        plan_(plan),
+        first_(first),
+        images_(images),
+        padded_(divide_up(images, kLanes<A>) * kLanes<A>),
+        params_(plan.buffers[args.output].channels * padded_),
+        noise_((1 + args.draw.colors) * padded_),
+        drawn_(args.draw.colors * padded_) {
+    int64_t size = 0;
+    for (const BufferPlan& buffer : plan.buffers) {
+      start_.push_back(size);
+      // A cache line between buffers.
+      size += divide_up(buffer.rows * buffer.row_size(images), 16) * 16 + 16;
+    }
+    memory_.assign(size, A(0));
+    int64_t sources = 1;
+    for (const auto* ops : {&plan.rows, &plan.pixels}) {
+      for (const auto& op : *ops) {
+        for (const auto& product : op.products) {
+          sources = std::max<int64_t>(sources, product.sources.size());
+        }
+      }
+    }
+    sources_.resize(sources);
+    std::fill_n(params_.data(), plan.buffers[args.output].channels * padded_, A(0));
+    std::fill_n(noise_.data(), (1 + args.draw.colors) * padded_, A(0.5));
+  }
+
+  void run_row(int64_t y) {
+    y_ = y;
+    start_image_row();
+    for (size_t i = 0; i < plan_.rows.size();) {
+      if (!plan_.rows[i].reversed) {
+        run_at_row(plan_.rows[i++]);
+        continue;
+      }
+      size_t end = i;
+      while (end < plan_.rows.size() && plan_.rows[end].reversed) {
+        ++end;
+      }
+      for (int64_t x = args_.width - 1; x >= 0; --x) {
+        for (size_t k = i; k < end; ++k) {
+          run_at_pixel(plan_.rows[k], x, kAllColors);
+        }
+      }
+      i = end;
+    }
+    const int64_t steps = args_.draw.steps();
+    for (int64_t x = 0; x < args_.width; ++x) {
+      for (int64_t step = 0; step < steps; ++step) {
+        for (const auto& op : plan_.pixels) {
+          run_at_pixel(op, x, steps == 1 ? kAllColors : step);
+        }
+        draw(x, step);
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kAllColors = -1;
+
+  A* at(int64_t buffer, int64_t row, int64_t column) {
+    return memory_.data() + start_[buffer] + plan_.buffers[buffer].offset(row, column, images_);
+  }
+
+  int64_t newest(int64_t buffer) const {
+    return y_ / plan_.buffers[buffer].stride;
+  }
+
+  void start_image_row() {
+    const BufferPlan& image = plan_.buffers[0];
+    A* row = at(0, y_, 0);
+    std::fill_n(row, image.columns * images_ * image.channels, A(0));
+    // What is known before all comes first.
+    for (int64_t i = 0; i < image.columns * images_; ++i) {
+      std::fill_n(row + i * image.channels, args_.draw.ones, A(1));
+    }
+  }
+
+  bool on_grid(int64_t position, const OpPlan<A>& op) const {
+    return position % plan_.buffers[op.output].stride == 0;
+  }
+
+  void run_at_row(const OpPlan<A>& op) {
+    if (!on_grid(y_, op)) {
+      return;
+    }
+    const int64_t columns = plan_.buffers[op.output].columns;
+    if (op.kind != PixelKind::Convolution) {
+      elements(op, 0, columns, kAllColors);
+    } else if (op.parities == 1 && op.jump == 1) {
+      convolve(op, 0, columns, 0);
+    } else {
+      for (int64_t j = 0; j < columns; ++j) {
+        convolve(op, j, 1, 0);
+      }
+    }
+  }
+
+  void run_at_pixel(const OpPlan<A>& op, int64_t x, int64_t step) {
+    if (!on_grid(y_, op) || !on_grid(x, op)) {
+      return;
+    }
+    const int64_t column = x / plan_.buffers[op.output].stride;
+    if (op.kind == PixelKind::Convolution) {
+      convolve(op, column, 1, step == kAllColors ? 0 : step);
+    } else {
+      elements(op, column, 1, step);
+    }
+  }
+
+  // At `columns` columns from `column` on.
+  void convolve(const OpPlan<A>& op, int64_t column, int64_t columns, int64_t step) {
+    const int64_t row = newest(op.output);
+    const ProductPlan<A>& product = op.product(row, column, step);
+    if (product.units == 0 || (op.add && product.depth == 0)) {
+      return;
+    }
+    const int64_t base = op.parities == 2 ? column / 2 : column * op.jump;
+    for (size_t s = 0; s < product.sources.size(); ++s) {
+      const SourcePlan& from = product.sources[s];
+      sources_[s] = {
+          at(from.buffer, newest(from.buffer) + from.row, base + from.column),
+          plan_.buffers[from.buffer].channels,
+          from.depth};
+    }
+    const A* bias = nullptr;
+    if (!op.bias.empty()) {
+      bias = op.bias.data() + first_ * op.bias_stride + product.first;
+    }
+    multiply(
+        sources_.data(),
+        static_cast<int64_t>(product.sources.size()),
+        product.depth,
+        columns * images_,
+        product.weight.data(),
+        Panels<A>(product.units),
+        ProductOutput<A>{
+            at(op.output, row, column) + product.first,
+            plan_.buffers[op.output].channels,
+            bias,
+            op.bias_stride,
+            images_,
+            op.add});
+  }
+
+  // Of all colours, or the channels of one.
+  void elements(const OpPlan<A>& op, int64_t column, int64_t columns, int64_t step) {
+    const int64_t row = newest(op.output);
+    const int64_t rows = columns * images_;
+    if (step == kAllColors) {
+      for (int64_t g = 0; g < args_.draw.steps(); ++g) {
+        elements_of(op, row, column, rows, g);
+      }
+    } else {
+      elements_of(op, row, column, rows, step);
+    }
+  }
+
+  void elements_of(const OpPlan<A>& op, int64_t row, int64_t column, int64_t rows, int64_t color) {
+    const BufferPlan& out = plan_.buffers[op.output];
+    const BufferPlan& in = plan_.buffers[op.inputs[0]];
+    const int64_t first = out.first[color];
+    const int64_t count = out.first[color + 1] - first;
+    if (count == 0) {
+      return;
+    }
+    A* to = at(op.output, row, column) + first;
+    const A* from = at(op.inputs[0], row, column) + in.first[color];
+    switch (op.kind) {
+      case PixelKind::TanhGate:
+      case PixelKind::LinearGate:
+        for (int64_t r = 0; r < rows; ++r) {
+          gate_elements(op.kind, from + r * in.channels, count, to + r * out.channels);
+        }
+        return;
+      case PixelKind::ConcatElu:
+        for (int64_t r = 0; r < rows; ++r) {
+          map_elements(op.kind, from + r * in.channels, count / 2, to + r * out.channels);
+        }
+        return;
+      case PixelKind::Lstm: {
+        A* cell = at(op.inputs[1], row, column) + first;
+        const A* before = at(op.inputs[1], row + op.tap.row, column + op.tap.column) + first;
+        for (int64_t r = 0; r < rows; ++r) {
+          const int64_t offset = r * out.channels;
+          lstm_elements(from + r * in.channels, before + offset, count, cell + offset, to + offset);
+        }
+        return;
+      }
+      case PixelKind::Concatenate:
+        for (const int64_t b : op.inputs) {
+          const BufferPlan& part = plan_.buffers[b];
+          const int64_t own = part.first[color + 1] - part.first[color];
+          const A* data = at(b, row, column) + part.first[color];
+          for (int64_t r = 0; r < rows; ++r) {
+            std::copy_n(data + r * part.channels, own, to + r * out.channels);
+          }
+          to += own;
+        }
+        return;
+      default:
+        // Whole positions are one run.
+        const bool whole = count == out.channels;
+        const int64_t runs = whole ? 1 : rows;
+        const int64_t size = whole ? rows * count : count;
+        for (int64_t r = 0; r < runs; ++r) {
+          map_elements(op.kind, from + r * in.channels, size, to + r * out.channels);
+          for (size_t n = 1; n < op.inputs.size(); ++n) {
+            const A* term = at(op.inputs[n], row, column) + first + r * out.channels;
+            add_elements(term, size, to + r * out.channels);
+          }
+        }
+    }
+  }
+
+  // One colour of the pixel, or all colours of a mixture.
+  void draw(int64_t x, int64_t step) {
+    const PixelDraw& draw = args_.draw;
+    const int64_t plane = args_.height * args_.width;
+    const int64_t pixel = y_ * args_.width + x;
+    const bool mixture = draw.kind == PixelDrawKind::LogisticMixture;
+    const int64_t first = mixture ? 0 : step;
+    const int64_t colors = mixture ? draw.colors : 1;
+    load_noise(pixel, plane, step, mixture ? draw.noises() : 1);
+    load_params(x, step);
+    for (int64_t r = 0; r < padded_; r += kLanes<A>) {
+      const A* uniforms = noise_.data() + r;
+      A* params = params_.data() + r;
+      A* drawn = drawn_.data() + r;
+      if (mixture) {
+        pixel_mixture(draw, params, uniforms, padded_, drawn);
+      } else if (draw.kind == PixelDrawKind::Bernoulli) {
+        pixel_bernoulli(params, Vec<A>::loadu(uniforms)).store(drawn);
+      } else {
+        class_draw(params, padded_, draw.levels, Vec<A>::loadu(uniforms)).store(drawn);
+      }
+    }
+    for (int64_t c = 0; c < colors; ++c) {
+      for (int64_t n = 0; n < images_; ++n) {
+        const int64_t entry = ((first_ + n) * draw.colors + first + c) * plane + pixel;
+        A value = drawn_.data()[c * padded_ + n];
+        if (args_.given != nullptr && args_.given[entry]) {
+          value = static_cast<const A*>(args_.values)[entry];
+        }
+        static_cast<A*>(args_.x)[entry] = value;
+        encode(x, n, first + c, value);
+      }
+    }
+  }
+
+  void load_noise(int64_t pixel, int64_t plane, int64_t first, int64_t count) {
+    const auto* noise = static_cast<const A*>(args_.noise);
+    const int64_t noises = args_.draw.noises();
+    for (int64_t k = 0; k < count; ++k) {
+      for (int64_t n = 0; n < images_; ++n) {
+        noise_.data()[k * padded_ + n] = noise[((first_ + n) * noises + first + k) * plane + pixel];
+      }
+    }
+  }
+
+  // Parameters of a draw, parameter by parameter with an image in every lane.
+  void load_params(int64_t x, int64_t step) {
+    const PixelDraw& draw = args_.draw;
+    const BufferPlan& buffer = plan_.buffers[args_.output];
+    const A* from = at(args_.output, y_, x);
+    const int64_t count = draw.kind == PixelDrawKind::Bernoulli ? 1
+        : draw.kind == PixelDrawKind::Categorical               ? draw.levels
+                                                                : buffer.channels;
+    // Channels of a colour are mostly one after the other, in order.
+    const int64_t jump = draw.kind == PixelDrawKind::LogisticMixture ? 1 : draw.colors;
+    const int64_t place = buffer.place[step];
+    if (buffer.place[step + (count - 1) * jump] == place + count - 1) {
+      transpose(from + place, buffer.channels, images_, count, params_.data(), padded_);
+      return;
+    }
+    for (int64_t k = 0; k < count; ++k) {
+      const A* channel = from + buffer.place[step + k * jump];
+      for (int64_t n = 0; n < images_; ++n) {
+        params_.data()[k * padded_ + n] = channel[n * buffer.channels];
+      }
+    }
+  }
+
+  // The value as the network sees it.
+  void encode(int64_t x, int64_t n, int64_t color, A value) {
+    const PixelDraw& draw = args_.draw;
+    const BufferPlan& image = plan_.buffers[0];
+    A* channels = at(0, y_, x) + n * image.channels;
+    if (!draw.one_hot) {
+      channels[image.place[color]] = static_cast<A>(draw.scale) * value + static_cast<A>(draw.shift);
+      return;
+    }
+    channels[image.place[static_cast<int64_t>(value) * draw.colors + color]] = A(1);
+  }
+
+  const PixelSampleArgs& args_;
+  const Plan<A>& plan_;
+  int64_t first_, images_, padded_; // padded to whole vectors
+  int64_t y_ = 0;
+  std::vector<int64_t> start_; // of every buffer
+  std::vector<A> memory_;
+  std::vector<Source<A>> sources_;
+  Scratch<A> params_, noise_, drawn_; // [parameter or colour, image]
+};
+
+template <typename A>
+void sample_images(const PixelSampleArgs& args) {
+  const Plan<A> plan(args);
+  const int64_t threads = std::max(1, at::get_num_threads());
+  // As many shares as threads, or a multiple of that.
+  const int64_t shares = std::min(
+      args.batch, threads * divide_up(divide_up(args.batch, threads), kMaxImages));
+  std::atomic<bool> stopped{false};
+  at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t share = begin; share < end; ++share) {
+      const int64_t first = share * args.batch / shares;
+      Sampler<A> sampler(args, plan, first, (share + 1) * args.batch / shares - first);
+      for (int64_t y = 0; y < args.height; ++y) {
+        if (stopped.load(std::memory_order_relaxed)) {
+          return;
+        }
+        sampler.run_row(y);
+        // The first share is the calling thread's.
+        if (begin == 0 && args.row_done != nullptr) {
+          const int64_t done = ((share - begin) * args.height + y + 1) / (end - begin);
+          if (!args.row_done(done)) {
+            stopped.store(true, std::memory_order_relaxed);
+          }
+        }
+      }
+    }
+  });
+}
+
+void sample(const PixelSampleArgs& args) {
+  with_sum_type(args.dtype, [&](auto t) { sample_images<typename decltype(t)::type>(args); });
+}
+
+} // namespace
+} // namespace CPU_CAPABILITY
+
+void fill(PixelSamplingKernels& kernels) {
+  kernels.sample = sample;
+}
+
+} // namespace dgm_fast
