@@ -59,7 +59,7 @@ void pixel_mixture(const PixelDraw& draw, A* params, const A* uniforms, int64_t 
       const int64_t k = c == 1 ? 0 : 1 + before;
       const A* raw = params + (1 + 3 * k + 2) * count * stride;
       value = at::vec::fmadd(
-          hyperbolic_tangent(parameter(raw)), Vec<A>::loadu(x + before * stride), value);
+          tanh_slope(parameter(raw)).value, Vec<A>::loadu(x + before * stride), value);
     }
     pixel_level(value, draw.levels).store(x + c * stride);
   }

@@ -6,6 +6,7 @@ from dgm_fast.train import (  # noqa: F401  (they register themselves)
     gan_kinds,
     latent_kinds,
     mixture_kinds,
+    pixel_kinds,
     sequence_kinds,
 )
 from dgm_fast.train.adversarial_step import AdversarialStep

@@ -74,6 +74,7 @@ _MODEL_OPTIONS = (
     "num_blocks",
     "num_bins",
     "tail_bound",
+    "class_conditional",
     "architecture",
     "channels",
     "num_critic_steps",
@@ -208,7 +209,11 @@ class _Sizes(click.ParamType):
     type=click.IntRange(1),
     help="nade, rnade, rnn, lstm, nsf. [500; 100; 256; 256; 256]",
 )
-@click.option("--num-mixtures", type=click.IntRange(1), help="rnade: components a dimension. [10]")
+@click.option(
+    "--num-mixtures",
+    type=click.IntRange(1),
+    help="rnade: components a dimension; pixelcnn-pp: a pixel. [10]",
+)
 @click.option("--mixture", type=click.Choice(MIXTURES), help="rnade. [gaussian]")
 @click.option("--order", type=click.Choice(ORDERS), help="made: of the dimensions. [natural]")
 @click.option("--num-masks", type=click.IntRange(1), help="made: masks the weights share. [1]")
@@ -216,11 +221,14 @@ class _Sizes(click.ParamType):
 @click.option(
     "--num-layers",
     type=click.IntRange(1),
-    help="rnn, lstm, gpt, realnvp, nsf, maf, iaf. [1; 1; 4; 10; 10; 5; 5]",
+    help="rnn, lstm, gpt, flows and pixel models; pixelcnn-pp: at a resolution. "
+    "[1; 1; 4; realnvp, nsf 10; maf, iaf 5; 8; 2]",
 )
 @click.option("--num-heads", type=click.IntRange(1), help="gpt: attention heads. [4]")
 @click.option(
-    "--dropout", type=click.FloatRange(0, 1, max_open=True), help="rnn, lstm, gpt, nsf. [0]"
+    "--dropout",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="rnn, lstm, gpt, nsf, pixel models. [0; pixelcnn-pp 0.5]",
 )
 @click.option("--flow-kind", type=click.Choice(FLOW_KINDS), help="nsf. [coupling]")
 @click.option(
@@ -232,8 +240,18 @@ class _Sizes(click.ParamType):
     type=click.FloatRange(0, min_open=True),
     help="nsf: standard deviations within which splines bend. [3]",
 )
+@click.option(
+    "--class-conditional",
+    is_flag=True,
+    default=None,
+    help="Pixel models: of images given their labels.",
+)
 @click.option("--architecture", type=click.Choice(ARCHITECTURES), help="GANs. [what fits the data]")
-@click.option("--channels", type=click.IntRange(1), help="GANs: of the first convolution. [64]")
+@click.option(
+    "--channels",
+    type=click.IntRange(1),
+    help="Pixel models; GANs: of the first convolution. [64; pixelcnn-pp 32]",
+)
 @click.option(
     "--num-critic-steps",
     type=click.IntRange(1),
@@ -297,7 +315,9 @@ def train(ctx: click.Context, kind: str, out: Path | None, **options: Any) -> No
     gmm takes grey levels and bits dequantised by uniform noise, so that its NLL is that of the levels,
     in the units of the other models; of real values (--likelihood gaussian) it is the density's. So do
     rnade and the flows (realnvp, nsf, maf, iaf). fvsbn and nade take bits; nade-categorical levels; made
-    bits, levels or real values; rnn, lstm and gpt bits, levels or the characters of a text file.
+    bits, levels or real values; rnn, lstm and gpt bits, levels or the characters of a text file; pixelcnn,
+    gated-pixelcnn and pixelcnn-pp bits or levels of grey or RGB images (of a folder with --likelihood
+    categorical).
 
     The run directory holds config.json, metrics.jsonl, last.pt, best.pt, results.json and, for
     images, samples.png and reconstructions.png, for text samples.txt. Ctrl-C saves; --resume goes on

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 # parameters alone, and an evaluation takes nothing from the generators that training uses.
 EVALUATION_SEED = 1_000_003
 
-Quantities = Callable[[nn.Module, Tensor], dict[str, Tensor]]
+Quantities = Callable[[nn.Module, Any], dict[str, Tensor]]
 
 
 @contextlib.contextmanager
@@ -37,6 +38,7 @@ def per_row(
     *,
     convert: Callable[[Tensor], Tensor],
     batch_size: int,
+    labels: Tensor | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
     """Quantities of every row, [N] float64 on the CPU each.
@@ -46,15 +48,19 @@ def per_row(
     Args:
         model: put into evaluation mode meanwhile.
         rows: stored rows [N, D].
-        quantities: (model, x [B, D]) -> name -> [B].
+        quantities: (model, x [B, D]) -> name -> [B]; with labels (model, (x, labels [B])).
         convert: stored rows -> what the model takes (``Dataset.model_input``).
         batch_size: rows at a time.
+        labels: of the rows, where the quantities take them.
         on_batch: called with (rows done, rows in all).
     """
     parts: dict[str, list[Tensor]] = {}
     with evaluation(model, rows):
         for first in range(0, len(rows), batch_size):
-            x = convert(rows[first : first + batch_size])
+            part = slice(first, first + batch_size)
+            x: Any = convert(rows[part])
+            if labels is not None:
+                x = x, labels[part]
             for name, values in quantities(model, x).items():
                 parts.setdefault(name, []).append(values.double())
             if on_batch is not None:

@@ -35,7 +35,9 @@ class ModelKind:
             likelihood; takes the place of ``validate`` and ``test``. Lower is better for the first.
         make_step: (model, configuration) -> the step on a batch, in place of gradient descent on
             ``loss``.
-        labelled: whether batches are (rows, labels).
+        labelled: whether batches are (rows, labels); otherwise the option ``class_conditional`` says so,
+            and ``validate`` and ``test`` take such pairs, and ``loss`` the labels as ``context``.
+        pictures: whether samples are written as pictures while the model trains.
         defaults: of the run's configuration (``lr``, ``epochs``, ``patience``), where the kind has its own.
     """
 
@@ -50,6 +52,7 @@ class ModelKind:
     compare: Callable[[Any, Tensor], Mapping[str, float]] | None = None
     make_step: Callable[[Any, TrainConfig], TrainStep] | None = None
     labelled: bool = False
+    pictures: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

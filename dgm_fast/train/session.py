@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dgm_fast.data import DataError, Dataset, load_dataset
 from dgm_fast.ops import backend
@@ -135,6 +135,7 @@ def build(
                 kind.validate,
                 convert=dataset.model_input,
                 batch_size=_EVALUATION_BATCH,
+                labels=_labels(config, dataset, "valid"),
             )
         )
 
@@ -149,14 +150,14 @@ def build(
         progress=progress,
         signals=signals,
         on_step=on_step,
-        on_epoch=_pictures(config) if kind.compare is not None else None,
-        batch=dataset.labelled_batch if kind.labelled else None,
+        on_epoch=_pictures(config) if kind.compare is not None or kind.pictures else None,
+        batch=dataset.labelled_batch if kind.labelled or _conditional(config) else None,
     )
     return Session(config, model, dataset, trainer)
 
 
 def _pictures(config: TrainConfig) -> Callable[[Trainer], None]:
-    """Samples every so many epochs: what shows the progress of a model without a likelihood."""
+    """Samples every so many epochs: what shows the progress where figures say little to the eye."""
     every = max(1, config.epochs // _PICTURES)
 
     def on_epoch(trainer: Trainer) -> None:
@@ -169,7 +170,26 @@ def _pictures(config: TrainConfig) -> Callable[[Trainer], None]:
     return on_epoch
 
 
+def _conditional(config: TrainConfig) -> bool:
+    """Whether the model's likelihood is that of rows given their labels."""
+    return bool(config.model.get("class_conditional"))
+
+
+def _labels(config: TrainConfig, dataset: Dataset, split: str) -> Tensor | None:
+    """The labels that an evaluation of a split takes."""
+    if not _conditional(config):
+        return None
+    assert dataset.labels is not None
+    return dataset.labels[split]
+
+
+def _labelled(loss: Callable[..., Tensor]) -> Callable[[tuple[Tensor, Tensor]], Tensor]:
+    """A loss of (rows, labels)."""
+    return lambda batch: loss(batch[0], context=batch[1])
+
+
 def _gradient_step(model: nn.Module, config: TrainConfig) -> TrainStep:
+    """Adam on ``model.loss``."""
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     scheduler = None
     if config.schedule == "cosine":
@@ -177,6 +197,8 @@ def _gradient_step(model: nn.Module, config: TrainConfig) -> TrainStep:
     loss: Any = model.loss
     if config.compile:
         loss = torch.compile(loss)
+    if _conditional(config):
+        loss = _labelled(loss)
     return LossStep(loss, optimizer, scheduler, config.clip_norm)
 
 
@@ -256,6 +278,7 @@ def _likelihood_figures(
         lambda model, x: test(model, x, config.eval_samples),
         convert=dataset.model_input,
         batch_size=_EVALUATION_BATCH,
+        labels=_labels(config, dataset, "test"),
         on_batch=on_batch,
     )
     return {"eval_samples": config.eval_samples, **summary(values, dataset.num_dims)}
