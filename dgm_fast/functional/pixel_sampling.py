@@ -70,7 +70,7 @@ def sample_pixels(
         tell = progress
         told = lambda done: tell(done, height)  # noqa: E731
     elif progress:
-        told = lambda done: _bar(done, height)  # noqa: E731
+        told = lambda done: show_rows(done, height)  # noqa: E731
     with torch.no_grad():
         if ops.use_kernel(noise, "pixel_sampling"):
             arguments = (noise, *ops.pixel_arguments(network), values, given)
@@ -81,7 +81,8 @@ def sample_pixels(
         return reference.pixel_sample(network, noise, values, given, told)
 
 
-def _bar(done: int, total: int) -> None:
+def show_rows(done: int, total: int) -> None:
+    """A bar on stderr, on the same line each time."""
     width = 40 * done // total
     end = "\n" if done == total else ""
     print(f"\r[{'#' * width:<40}] {done}/{total} rows", end=end, file=sys.stderr, flush=True)

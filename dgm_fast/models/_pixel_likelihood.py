@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from dgm_fast import functional
+from dgm_fast.functional import PixelDraw
 from dgm_fast.functional._checks import class_index, unit_interval
 from dgm_fast.functional.likelihood import UNIT_INTERVAL, class_range
 from dgm_fast.models._autoregressive import check_values
+from dgm_fast.models._mixture import compute_dtype
 from dgm_fast.reference.autoregressive import bernoulli_draw, categorical_draw
 from dgm_fast.reference.pixel import channel_groups
 
@@ -31,6 +33,22 @@ class PixelLikelihood:
         self.data_channels = data_channels
         self.num_levels = num_levels
         self.noise_per_pixel = data_channels
+
+    def pixel_draw(self) -> PixelDraw:
+        """How the cached sampler draws a pixel and shows it to the network."""
+        raise NotImplementedError
+
+    def to_network(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Levels as the network sees them."""
+        return x.to(dtype) * (1 / (self.num_levels - 1))
+
+    def from_draw(self, drawn: Tensor, like: Tensor) -> Tensor:
+        """What the cached sampler drew, as levels of like's dtype."""
+        return drawn.to(like.dtype)
+
+    def to_draw(self, x: Tensor) -> Tensor:
+        """Levels as the cached sampler takes them."""
+        return x
 
     def check(self, x: Tensor, given: Tensor | None = None) -> None:
         """Raise where x (or what is given of it) holds no levels."""
@@ -64,6 +82,9 @@ class BernoulliPixels(PixelLikelihood):
         super().__init__(data_channels, 2)
         self.num_params = data_channels
 
+    def pixel_draw(self) -> PixelDraw:
+        return PixelDraw("bernoulli", self.data_channels)
+
     def check(self, x: Tensor, given: Tensor | None = None) -> None:
         valid = unit_interval(x)
         check_values(x, valid if given is None else valid | ~given, UNIT_INTERVAL)
@@ -84,6 +105,10 @@ class CategoricalPixels(PixelLikelihood):
     def __init__(self, data_channels: int, num_levels: int) -> None:
         super().__init__(data_channels, num_levels)
         self.num_params = data_channels * num_levels
+
+    def pixel_draw(self) -> PixelDraw:
+        scale = 1 / (self.num_levels - 1)
+        return PixelDraw("categorical", self.data_channels, self.num_levels, scale=scale)
 
     def log_prob(self, h: Tensor, head: nn.Conv2d, x: Tensor) -> Tensor:
         channels = self.data_channels
@@ -124,10 +149,24 @@ class LogisticMixturePixels(PixelLikelihood):
         self.num_params = (10 if data_channels == 3 else 3) * num_mixtures
         self.noise_per_pixel = 1 + data_channels
 
+    def pixel_draw(self) -> PixelDraw:
+        return PixelDraw(
+            "logistic_mixture", self.data_channels, self.num_levels, self.num_mixtures, ones=1
+        )
+
+    def to_network(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype) * (2 / (self.num_levels - 1)) - 1
+
+    def from_draw(self, drawn: Tensor, like: Tensor) -> Tensor:
+        return torch.round((drawn + 1) * ((self.num_levels - 1) / 2)).to(like.dtype)
+
+    def to_draw(self, x: Tensor) -> Tensor:
+        return self.to_network(x, torch.float64)
+
     def log_prob(self, h: Tensor, head: nn.Conv2d, x: Tensor) -> Tensor:
         self.check(x)
         params = head(h)
-        scaled = self._scaled(x, params)
+        scaled = self.to_network(x, compute_dtype(params))
         return functional.discretized_logistic_mixture_log_prob(
             params, scaled, num_mixtures=self.num_mixtures, levels=self.num_levels
         )
@@ -137,7 +176,8 @@ class LogisticMixturePixels(PixelLikelihood):
     ) -> Tensor:
         condition = None
         if bool(given.any()):
-            condition = self._scaled(values, params)[..., None, None], given[..., None, None]
+            known = self.to_network(values, params.dtype)
+            condition = known[..., None, None], given[..., None, None]
         drawn = functional.sample_discretized_logistic_mixture(
             params[..., None, None],
             num_mixtures=self.num_mixtures,
@@ -145,12 +185,7 @@ class LogisticMixturePixels(PixelLikelihood):
             noise=noise[..., None, None],
             conditioned_on=condition,
         )
-        levels = torch.round((drawn[..., 0, 0] + 1) * ((self.num_levels - 1) / 2))
-        return torch.where(given, values, levels.to(values.dtype))
-
-    def _scaled(self, x: Tensor, like: Tensor) -> Tensor:
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        return x.to(dtype) * (2 / (self.num_levels - 1)) - 1
+        return torch.where(given, values, self.from_draw(drawn[..., 0, 0], values))
 
 
 def _set_channel(values: Tensor, given: Tensor, channel: int, drawn: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as torch_functional
 from torch import Tensor, nn
 
+from dgm_fast.functional import PixelNetworkBuilder
 from dgm_fast.models._inputs import check_count
 from dgm_fast.models._pixel import (
     PixelModel,
@@ -41,6 +42,8 @@ class GatedPixelCNN(PixelModel):
 
     Source: van den Oord et al., "Conditional Image Generation with PixelCNN Decoders" (2016).
     """
+
+    head: MaskedConv2d
 
     def __init__(
         self,
@@ -99,3 +102,12 @@ class GatedPixelCNN(PixelModel):
             vertical, horizontal = layer(vertical, horizontal, context)
         h = self.hidden(torch_functional.relu(horizontal))
         return torch_functional.relu(h)
+
+    def _describe(self, network: PixelNetworkBuilder, context: Tensor | None) -> int:
+        vertical, horizontal = network.image, network.image
+        for layer in self.layers:
+            vertical, horizontal = layer.describe(  # type: ignore[operator]
+                network, vertical, horizontal, context
+            )
+        h = self.hidden.describe(network, network.elementwise("relu", horizontal))
+        return self.head.describe(network, network.elementwise("relu", h))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as torch_functional
 from torch import Tensor, nn
 
+from dgm_fast.functional import PixelNetworkBuilder
 from dgm_fast.models._inputs import check_count
 from dgm_fast.models._pixel import (
     PixelModel,
@@ -42,6 +43,8 @@ class PixelCNN(PixelModel):
     Source: van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recurrent Neural Networks" (2016), sections
     3.4 and 3.5, table 1.
     """
+
+    head: MaskedConv2d
 
     def __init__(
         self,
@@ -101,3 +104,10 @@ class PixelCNN(PixelModel):
             h = layer(h, context)
         h = self.hidden(torch_functional.relu(h))
         return torch_functional.relu(h)
+
+    def _describe(self, network: PixelNetworkBuilder, context: Tensor | None) -> int:
+        h = self.first.describe(network, network.image)
+        for layer in self.layers:
+            h = layer.describe(network, h, context)  # type: ignore[operator]
+        h = self.hidden.describe(network, network.elementwise("relu", h))
+        return self.head.describe(network, network.elementwise("relu", h))

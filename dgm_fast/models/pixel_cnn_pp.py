@@ -10,6 +10,7 @@ import torch.nn.functional as torch_functional
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from dgm_fast.functional import PixelNetworkBuilder
 from dgm_fast.models._inputs import check_count
 from dgm_fast.models._pixel import PixelModel, check_network
 from dgm_fast.models._pixel_likelihood import LogisticMixturePixels
@@ -86,8 +87,6 @@ class PixelCNNPP(PixelModel):
             num_classes=num_classes,
             context_dim=context_dim,
         )
-        self.input_scale = 2 / (num_levels - 1)
-        self.input_offset = -1.0
         self.num_blocks = num_blocks
         self.num_resolutions = num_resolutions
         width = channels
@@ -180,6 +179,53 @@ class PixelCNNPP(PixelModel):
                 above = self.larger_above[level](above, size)
                 left = self.larger_left[level](left, size)
         return torch_functional.elu(left)
+
+    def _describe(self, network: PixelNetworkBuilder, context: Tensor | None) -> int:
+        # The stream of the rows above runs once a row.
+        def first(layer: Any, moment: str) -> int:
+            return layer.describe(network, network.image, moment=moment)
+
+        above = first(self.first_above, "row")
+        left = network.elementwise(
+            "add", first(self.first_row_above, "row"), first(self.first_left, "pixel")
+        )
+        kept = [(above, left)]
+        layers: Any = self
+        for level in range(self.num_resolutions):
+            for i in range(level * self.num_blocks, (level + 1) * self.num_blocks):
+                above = layers.down_above[i].describe(network, above, None, context, moment="row")
+                left = layers.down_left[i].describe(network, left, above, context, moment="pixel")
+                kept.append((above, left))
+            if level < self.num_resolutions - 1:
+                size = 2 ** (level + 1)
+                above = layers.smaller_above[level].describe(
+                    network, above, moment="row", stride=size
+                )
+                left = layers.smaller_left[level].describe(
+                    network, left, moment="pixel", stride=size
+                )
+                kept.append((above, left))
+        above, left = kept.pop()
+        index = 0
+        for level in range(self.num_resolutions):
+            for _ in range(self.num_blocks if level == 0 else self.num_blocks + 1):
+                skip_above, skip_left = kept.pop()
+                above = layers.up_above[index].describe(
+                    network, above, skip_above, context, moment="row"
+                )
+                both = network.elementwise("concatenate", above, skip_left)
+                left = layers.up_left[index].describe(network, left, both, context, moment="pixel")
+                index += 1
+            if level < self.num_resolutions - 1:
+                size = 2 ** (self.num_resolutions - 2 - level)
+                above = layers.larger_above[level].describe(
+                    network, above, moment="row", stride=size
+                )
+                left = layers.larger_left[level].describe(
+                    network, left, moment="pixel", stride=size
+                )
+        h = network.elementwise("elu", left)
+        return network.convolution(h, self.head.weight.flatten(2), self.head.bias, taps=[(0, 0)])
 
 
 def _conv(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+
+from dgm_fast.functional import PixelNetworkBuilder
 
 # Of the released code: layers begin close to the identity.
 GATE_SCALE = 0.1
@@ -78,3 +81,29 @@ class GatedResidual(nn.Module):
         if self.context_layer is not None:
             h = h + self.context_layer(context)[:, :, None, None]
         return x + torch_functional.glu(h, 1)
+
+    def describe(
+        self,
+        network: PixelNetworkBuilder,
+        x: int,
+        skip: int | None = None,
+        context: Tensor | None = None,
+        *,
+        moment: str,
+    ) -> int:
+        """Add the layer to a description for cached sampling; returns its buffer.
+
+        ``skip`` is the buffer of s; ``moment``, "row" or "pixel", is when the convolutions run.
+        """
+        conv: Any = self.conv
+        gate: Any = self.gate
+        h = conv.describe(network, network.elementwise("concat_elu", x), moment=moment)
+        if self.skip is not None and skip is not None:
+            weight, bias = self.skip.weight.flatten(2), self.skip.bias
+            skip = network.elementwise("concat_elu", skip)
+            skip = network.convolution(skip, weight, bias, taps=[(0, 0)], moment=moment)
+            h = network.elementwise("add", h, skip)
+        added = None if self.context_layer is None else self.context_layer(context)
+        h = network.elementwise("concat_elu", h)
+        h = gate.describe(network, h, moment=moment, added=added)
+        return network.elementwise("add", x, network.elementwise("linear_gate", h))

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dgm_fast import functional
+from dgm_fast.functional import PixelNetworkBuilder
 from dgm_fast.functional.pixel import check_mask
 
 
@@ -69,6 +70,21 @@ class MaskedConv2d(nn.Conv2d):
             x,
             self.weight,
             self.bias,
+            mask_type=self.mask_type,
+            data_channels=self.data_channels,
+            channel_order=self.channel_order,
+            dilation=self.dilation[0],
+        )
+
+    def describe(self, network: PixelNetworkBuilder, x: int, added: Tensor | None = None) -> int:
+        """Add the layer on buffer ``x`` to a description for cached sampling; returns its buffer.
+
+        ``added`` [B, out_channels] is added to the bias.
+        """
+        return network.masked_convolution(
+            x,
+            self.weight,
+            total_bias(self.bias, added),
             mask_type=self.mask_type,
             data_channels=self.data_channels,
             channel_order=self.channel_order,
@@ -159,6 +175,13 @@ class GatedActivation(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}"
+
+
+def total_bias(bias: Tensor | None, added: Tensor | None) -> Tensor | None:
+    """A layer's bias [C] and what a context adds to it [B, C], where there are such."""
+    if bias is None or added is None:
+        return added if bias is None else bias
+    return bias + added
 
 
 def _check_odd(sizes: tuple[int, ...]) -> None:

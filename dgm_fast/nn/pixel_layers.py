@@ -6,8 +6,10 @@ import torch.nn.functional as torch_functional
 from torch import Tensor, nn
 
 from dgm_fast import functional
+from dgm_fast.functional import PixelNetworkBuilder
 from dgm_fast.nn.pixel import MaskedConv2d
 from dgm_fast.nn.shifted_conv import ShiftedConv2d
+from dgm_fast.reference.pixel import channel_groups
 
 
 class PixelResidual(nn.Module):
@@ -54,6 +56,14 @@ class PixelResidual(nn.Module):
         if self.dropout:
             h = torch_functional.dropout(h, self.dropout, self.training)
         return x + self.expand(h)
+
+    def describe(self, network: PixelNetworkBuilder, x: int, context: Tensor | None = None) -> int:
+        """Add the layer on buffer ``x`` to a description for cached sampling; returns its buffer."""
+        added = None if self.context_layer is None else self.context_layer(context)
+        h = self.reduce.describe(network, network.elementwise("relu", x))
+        h = self.conv.describe(network, network.elementwise("relu", h), added)
+        h = self.expand.describe(network, network.elementwise("relu", h))
+        return network.elementwise("add", x, h)
 
 
 class GatedPixelLayer(nn.Module):
@@ -141,3 +151,41 @@ class GatedPixelLayer(nn.Module):
             return None, h
         condition = None if self.vertical_context is None else self.vertical_context(context)
         return functional.gated_activation(above, condition=condition), h
+
+    def describe(
+        self,
+        network: PixelNetworkBuilder,
+        vertical: int,
+        horizontal: int,
+        context: Tensor | None = None,
+    ) -> tuple[int, int]:
+        """Add the layer to a description for cached sampling; returns its buffers.
+
+        That of the vertical stack is computed once a row. It is left out of the last layer, for which the
+        first number says nothing.
+        """
+        weight = self.link.weight.flatten(1)
+        shift = None if self.vertical_context is None else self.vertical_context(context)
+        added = None if self.horizontal_context is None else self.horizontal_context(context)
+        if shift is not None:
+            # The link sees the vertical stack without its context: that is taken back.
+            added = added - shift @ weight.T
+        above = self.vertical.describe(network, vertical, moment="row", added=shift)
+        # Units of the link belong to the colours of what they are added to.
+        groups = channel_groups(len(weight), self.output.data_channels, "interleaved")
+        linked = network.convolution(
+            above,
+            weight.unsqueeze(-1),
+            added,
+            taps=[(0, 0)],
+            moment="row",
+            groups=groups.tolist(),
+        )
+        h = self.horizontal.describe(network, horizontal)
+        h = network.elementwise("tanh_gate", network.elementwise("add", h, linked))
+        h = self.output.describe(network, h)
+        if self.residual:
+            h = network.elementwise("add", horizontal, h)
+        if self.last:
+            return above, h
+        return network.elementwise("tanh_gate", above), h

@@ -7,6 +7,9 @@ from typing import Any
 import torch.nn.functional as torch_functional
 from torch import Tensor, nn
 
+from dgm_fast.functional import PixelNetworkBuilder
+from dgm_fast.nn.pixel import total_bias
+
 
 class ShiftedConv2d(nn.Conv2d):
     r"""Convolution over the rectangle of taps that starts at an offset from the output pixel.
@@ -67,6 +70,33 @@ class ShiftedConv2d(nn.Conv2d):
             x = torch_functional.pad(x, pad)
         return torch_functional.conv2d(x, self.weight, self.bias, self.stride)
 
+    def describe(
+        self,
+        network: PixelNetworkBuilder,
+        x: int,
+        *,
+        moment: str,
+        stride: int | None = None,
+        added: Tensor | None = None,
+    ) -> int:
+        """Add the layer on buffer ``x`` to a description for cached sampling; returns its buffer.
+
+        Args:
+            network, x: description and buffer.
+            moment: "row" or "pixel", when it runs.
+            stride: of the output in pixels; None for that of the input.
+            added: [B, out_channels], added to the bias.
+        """
+        (rows, columns), (top, left) = self.kernel_size, self.first
+        return network.convolution(
+            x,
+            self.weight.flatten(2),
+            total_bias(self.bias, added),
+            taps=[(top + u, left + v) for u in range(rows) for v in range(columns)],
+            moment=moment,
+            stride=stride,
+        )
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, first={self.first}"
 
@@ -107,6 +137,19 @@ class ShiftedConvTranspose2d(nn.ConvTranspose2d):
         whole = torch_functional.conv_transpose2d(x, self.weight, self.bias, self.stride)
         (top, left), (height, width) = self.first, size
         return whole[:, :, -top : height - top, -left : width - left]
+
+    def describe(self, network: PixelNetworkBuilder, x: int, *, moment: str, stride: int) -> int:
+        """Add the layer to a description, as :meth:`ShiftedConv2d.describe` does."""
+        (rows, columns), (top, left) = self.kernel_size, self.first
+        # An output pixel reads the input pixel at half its place plus a tap, where that is whole.
+        return network.convolution(
+            x,
+            self.weight.transpose(0, 1).flatten(2),
+            self.bias,
+            taps=[(-top - u, -left - v) for u in range(rows) for v in range(columns)],
+            moment=moment,
+            stride=stride,
+        )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, first={self.first}"
