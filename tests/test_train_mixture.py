@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from dgm_fast.data import DataError, Dataset
-from dgm_fast.models import GaussianMixture
+from dgm_fast.models import Dequantized, GaussianMixture
 from dgm_fast.train import RunDirectory, TrainConfig, TrainingInterrupted, get_kind
 from dgm_fast.train import session as sessions
-from dgm_fast.train.dequantize import Dequantized
 from dgm_fast.train.mixture_kinds import EMStep, min_variance
 
 D, LEVELS = 3, 4

@@ -2,11 +2,15 @@
 
 from dgm_fast.models._em import EMResult
 from dgm_fast.models.beta_vae import BetaVAE
+from dgm_fast.models.dequantized import Dequantized
+from dgm_fast.models.dequantizer import VariationalDequantizer
 from dgm_fast.models.flow import Flow
+from dgm_fast.models.flowpp import FlowPP
 from dgm_fast.models.fvsbn import FVSBN
 from dgm_fast.models.gan import FGAN, GAN, KLGAN, WGAN, WGANGP, ConditionalGAN, NonSaturatingGAN
 from dgm_fast.models.gated_pixel_cnn import GatedPixelCNN
 from dgm_fast.models.gaussian_mixture import GaussianMixture
+from dgm_fast.models.glow import Glow
 from dgm_fast.models.gmvae import GMVAE
 from dgm_fast.models.gpt import GPT
 from dgm_fast.models.iwae import IWAE
@@ -41,14 +45,18 @@ __all__ = [
     "BetaVAE",
     "CategoricalNADE",
     "ConditionalGAN",
+    "Dequantized",
     "EMResult",
     "Flow",
+    "FlowPP",
     "GatedPixelCNN",
     "GaussianMixture",
+    "Glow",
     "LSTMModel",
     "NonSaturatingGAN",
     "PixelCNN",
     "PixelCNNPP",
     "RNNModel",
     "RealNVP",
+    "VariationalDequantizer",
 ]

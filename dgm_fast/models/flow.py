@@ -8,7 +8,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from dgm_fast.models._autoregressive import real_data
 from dgm_fast.models._inputs import check_context, check_count, check_noise, flatten_data
 from dgm_fast.nn import BaseDistribution, Compose, Transform
 
@@ -131,8 +130,8 @@ class Flow(nn.Module):
 
     def _data(self, x: Tensor) -> Tensor:
         """x as [B, *base.shape] in the model's dtype."""
-        flat = flatten_data(x, self.num_dims, self._like.device)
-        return real_data(flat, self._like).reshape(len(flat), *self.base.shape)
+        flat = flatten_data(x, self.num_dims, self._like.device).to(self._like.dtype)
+        return flat.reshape(len(flat), *self.base.shape)
 
     def _context(self, context: Tensor | None, batch: int) -> Tensor | None:
         return check_context(context, self.context_dim, batch, self._like)

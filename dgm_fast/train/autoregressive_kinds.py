@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dgm_fast.data import DataError, Dataset
-from dgm_fast.models import FVSBN, MADE, NADE, RNADE, CategoricalNADE
+from dgm_fast.models import FVSBN, MADE, NADE, RNADE, CategoricalNADE, Dequantized
 from dgm_fast.train.dequantize import (
-    Dequantized,
     bound_figures,
     check_binary,
     density_levels,

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dgm_fast.data import DataError, Dataset
-from dgm_fast.models import GaussianMixture
+from dgm_fast.models import Dequantized, GaussianMixture
 from dgm_fast.train.dequantize import (
-    Dequantized,
     bound_figures,
     density_levels,
     sampled_figures,
