@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgm_fast.models import FlowPP, Glow
-from dgm_fast.models._image_flow import ImageFlow, real_nvp_transforms
+from dgm_fast.models import FlowPP, Glow, RealNVP
+from dgm_fast.models.flow import Flow
 from dgm_fast.nn import (
     ActNorm,
     Compose,
@@ -37,13 +37,6 @@ def randomize(module: nn.Module, scale: float = 0.2) -> None:
 def normal(*shape: int, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def real_nvp(shape: tuple[int, ...], **options) -> ImageFlow:
-    alpha = options.pop("logit_alpha", 0.05)
-    context_dim = options.get("context_dim")
-    transforms = real_nvp_transforms(shape, **options)
-    return ImageFlow(shape, transforms, logit_alpha=alpha, context_dim=context_dim)
 
 
 SMALL = {"channels": 4, "num_blocks": 1}
@@ -95,15 +88,15 @@ def test_round_trip_and_jacobian(transform: Transform, shape: tuple[int, int, in
 
 
 MODELS = {
-    "realnvp": lambda **o: real_nvp((1, 4, 4), **SMALL, **o),
-    "realnvp, 3 levels": lambda **o: real_nvp((1, 8, 8), num_levels=3, **SMALL, **o),
+    "realnvp": lambda **o: RealNVP((1, 4, 4), **SMALL, **o),
+    "realnvp, 3 levels": lambda **o: RealNVP((1, 8, 8), num_levels=3, **SMALL, **o),
     "glow": lambda **o: Glow((2, 4, 4), num_steps=2, channels=4, **o),
     "glow, logit": lambda **o: Glow((4, 4), num_steps=1, channels=4, logit_alpha=0.01, **o),
     "flowpp": lambda **o: FlowPP((2, 2, 4), num_mixtures=2, num_couplings=(2, 1, 2), **SMALL, **o),
 }
 
 
-def made(name: str, **options) -> ImageFlow:
+def made(name: str, **options) -> Flow:
     torch.manual_seed(0)
     model = MODELS[name](**options).double()
     context = None if model.context_dim is None else normal(50, model.context_dim)
@@ -112,7 +105,7 @@ def made(name: str, **options) -> ImageFlow:
     return model.eval()
 
 
-def data(model: ImageFlow, n: int = 3) -> Tensor:
+def data(model: Flow, n: int = 3) -> Tensor:
     return torch.rand(
         n, *model.image_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
     )
@@ -202,7 +195,7 @@ def test_new_models_are_well_scaled(name: str) -> None:
 
 
 def test_a_density_integrates_to_one() -> None:
-    model = real_nvp((1, 1, 2), num_levels=1, **SMALL).double()
+    model = RealNVP((1, 1, 2), num_levels=1, **SMALL).double()
     randomize(model)
     model.eval()
     # The logit's inverse reaches a little beyond [0, 1].
@@ -328,8 +321,10 @@ def test_extreme_values_stay_finite() -> None:
         (lambda: FlowPP((7, 8)), "cannot be halved"),
         (lambda: FlowPP((8, 6)), "odd width 3"),
         (lambda: FlowPP((8, 8), num_couplings=(1, 2)), "three counts"),
-        (lambda: real_nvp((1, 7, 7)), "cannot be halved"),
-        (lambda: real_nvp((28, 28), num_levels=3), "odd width 7"),
+        (lambda: RealNVP((1, 7, 7)), "cannot be halved"),
+        (lambda: RealNVP((28, 28), num_levels=3), "odd width 7"),
+        (lambda: RealNVP((1, 4, 4), num_layers=3), "num_layers: for a RealNVP of vectors"),
+        (lambda: RealNVP(4, channels=3, reversible=False), "channels, reversible: for .* images"),
         (lambda: ImageCoupling(1), "at least 2 channels"),
         (lambda: ImageCoupling(2, "stripes"), "mask must be one of"),
         (lambda: ImageCoupling(2, coupling="cubic"), "coupling must be one of"),

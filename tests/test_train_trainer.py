@@ -55,6 +55,8 @@ def small_data(dynamic: bool = False, num_classes: int | None = None) -> Dataset
 # Of the kinds that are no latent-variable models; gradient steps, as everything else takes.
 SMALL_MODELS = {
     "gmm": {"num_components": 2, "fit": "gradient"},
+    "glow": {"num_levels": 1, "num_steps": 1, "channels": 4},
+    "flowpp": {"num_mixtures": 2, "channels": 4, "num_blocks": 1, "dequantization": "uniform"},
     "nsf": {"num_layers": 2, "hidden_size": 8, "num_bins": 4},
     **{kind: {"num_layers": 2, "hidden_sizes": [8]} for kind in ("realnvp", "maf", "iaf")},
 }

@@ -248,16 +248,19 @@ def lu_triangles(
 
 def lu_product(triangles: Triangles, permutation: Tensor) -> Tensor:
     """P L U, [C, C]."""
-    return (triangles.unit_lower @ triangles.upper)[permutation]
+    # Autocast would round it, and x below: the inverse would be that of another map.
+    with torch.autocast(permutation.device.type, enabled=False):
+        return (triangles.unit_lower @ triangles.upper)[permutation]
 
 
 def multiply(x: Tensor, weight: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
     """W x along dimension 1 of x [B, C, ...], and log|det W| times the number of positions, [B]."""
     columns = x.to(weight.dtype)
-    if x.ndim == 2:
-        y = F.linear(columns, weight)
-    else:
-        y = torch.matmul(weight, columns.flatten(2)).reshape(x.shape)
+    with torch.autocast(x.device.type, enabled=False):
+        if x.ndim == 2:
+            y = F.linear(columns, weight)
+        else:
+            y = torch.matmul(weight, columns.flatten(2)).reshape(x.shape)
     return y.to(x.dtype), (x.shape[2:].numel() * log_det).expand(x.shape[0])
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
-from torch import Tensor
-
 from dgm_fast.models._inputs import check_count
 from dgm_fast.models.flow import Flow
 from dgm_fast.nn import (
@@ -46,56 +43,16 @@ class ImageFlow(Flow):
         logit_alpha: float | None,
         context_dim: int | None = None,
     ) -> None:
-        first = [] if logit_alpha is None else [LogitTransform(logit_alpha)]
         shape = check_image_shape(image_shape)
-        super().__init__([*first, *transforms], StandardNormal(shape), context_dim=context_dim)
+        super().__init__(
+            [*before(logit_alpha), *transforms], StandardNormal(shape), context_dim=context_dim
+        )
         self.image_shape = shape
 
-    @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        *,
-        context: Tensor | None = None,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        """n images, [n, C, H, W], without gradients; arguments as for :meth:`rsample`."""
-        return self.rsample(
-            n, context=context, noise=noise, generator=generator, temperature=temperature
-        )
 
-    def rsample(
-        self,
-        n: int,
-        *,
-        context: Tensor | None = None,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        """n images, [n, C, H, W], differentiable in the parameters (and in ``noise``).
-
-        Args:
-            n: how many.
-            context: [n, context_dim] or [context_dim], for conditional flows.
-            noise: z [n, C, H, W] in place of draws.
-            generator: source of the noise.
-            temperature: factor of the noise. Below 1 images are more typical and less varied (Kingma and
-                Dhariwal, "Glow" (2018), section 6).
-
-        Raises:
-            TypeError, ValueError: if an argument does not fit; the message names it.
-        """
-        if not temperature >= 0:
-            raise ValueError(f"temperature must be at least 0, got {temperature}")
-        if temperature != 1:
-            if noise is None:
-                check_count("n", n)
-                noise = self.base.sample(n, generator=generator)
-            noise = noise * temperature
-        return super().rsample(n, context=context, noise=noise, generator=generator)
+def before(logit_alpha: float | None) -> list[Transform]:
+    """What comes before the first level."""
+    return [] if logit_alpha is None else [LogitTransform(logit_alpha)]
 
 
 def check_image_shape(image_shape: Sequence[int]) -> ImageShape:

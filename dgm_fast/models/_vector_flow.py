@@ -37,8 +37,10 @@ class VectorFlow(Flow):
         An entry that is constant in x keeps the scale 1.
 
         Raises:
+            TypeError: of a flow on images, which has nothing to standardise: actnorm does it.
             ValueError: if x has fewer than two rows or is not finite.
         """
         first = self.transform.transforms[0]  # type: ignore[index, union-attr]
-        assert isinstance(first, Standardize)
+        if not isinstance(first, Standardize):
+            raise TypeError("standardize is for vectors; a flow on images has its actnorm")
         first.fit(flatten_data(x, self.num_dims, self._like.device))

@@ -93,9 +93,12 @@ class Flow(nn.Module):
         context: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        temperature: float = 1.0,
     ) -> Tensor:
         """n draws x ~ p(x), [n, *base.shape], without gradients; arguments as for :meth:`rsample`."""
-        return self.rsample(n, context=context, noise=noise, generator=generator)
+        return self.rsample(
+            n, context=context, noise=noise, generator=generator, temperature=temperature
+        )
 
     def rsample(
         self,
@@ -104,6 +107,7 @@ class Flow(nn.Module):
         context: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        temperature: float = 1.0,
     ) -> Tensor:
         """n draws, [n, *base.shape], differentiable in the parameters (and in ``noise``).
 
@@ -112,15 +116,21 @@ class Flow(nn.Module):
             context: [n, context_dim] or [context_dim], for conditional flows.
             noise: z [n, *base.shape] in place of the base's draws.
             generator: source of the noise.
+            temperature: factor of the noise. Below 1, with a normal base, samples are more typical and less
+                varied (Kingma and Dhariwal, "Glow" (2018), section 6).
 
         Raises:
             TypeError, ValueError: if an argument does not fit; the message names it.
         """
         check_count("n", n)
+        if not temperature >= 0:
+            raise ValueError(f"temperature must be at least 0, got {temperature}")
         if noise is None:
             noise = self.base.sample(n, generator=generator)
         else:
             noise = check_noise(noise, (n, *self.base.shape), self._like)
+        if temperature != 1:
+            noise = noise * temperature
         x, _ = self.transform.inverse(noise, context=self._context(context, n))
         return x
 

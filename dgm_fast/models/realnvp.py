@@ -1,32 +1,61 @@
-"""RealNVP: affine couplings."""
+"""RealNVP: affine couplings, of vectors and of images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from torch import nn
 
+from dgm_fast.models._image_flow import before, check_image_shape, real_nvp_transforms
 from dgm_fast.models._inputs import check_count
 from dgm_fast.models._vector_flow import VectorFlow
-from dgm_fast.nn import MLP, AffineElement, FeatureCoupling, Transform
+from dgm_fast.models.flow import Flow
+from dgm_fast.nn import MLP, AffineElement, FeatureCoupling, StandardNormal, Transform
+
+# Options of either form, and what they are where none is given.
+_OF_VECTORS: dict[str, Any] = {
+    "num_layers": 10,
+    "hidden_sizes": (100, 100),
+    "activation": nn.ReLU,
+}
+_OF_IMAGES: dict[str, Any] = {
+    "num_levels": 2,
+    "channels": 32,
+    "num_blocks": 2,
+    "reversible": False,
+}
 
 
 class RealNVP(VectorFlow):
     r"""Affine couplings: z = x e^l + shift for half of the entries, l and shift a network of the others.
 
-    Density and samples both take one pass. Entries at odd and at even places take turns.
+    Density and samples both take one pass. Of vectors, entries at odd and at even places take turns. Of
+    images, each level but the last has three couplings on checkerboards, a squeeze and three on channels,
+    after which half of the channels leave as noise; the last has four on checkerboards. An actnorm before
+    each coupling takes the place of the paper's batch normalisation.
 
     Args:
-        num_dims: D, at least 2.
-        num_layers: of couplings.
-        hidden_sizes: widths of each coupling's network.
+        num_dims_or_image_shape: D, at least 2; or (channels, height, width), or (height, width) for one
+            channel, with height and width multiples of 2 ** (num_levels - 1), and the width of one more 2.
+        num_layers: vectors: of couplings. [10]
+        hidden_sizes: vectors: widths of each coupling's network. [100, 100]
+        activation: vectors: makes the activation module. [nn.ReLU]
+        num_levels: images: scales. [2]
+        channels: images: of the networks' hidden layers at the first level, twice as many at each
+            next. [32]
+        num_blocks: images: residual blocks of each network. [2]
+        reversible: images: compute activations from outputs in backward: memory does not grow with
+            depth, and a training step takes about a third longer. [False]
+        logit_alpha: images: data are in [0, 1] and go through the logit first, that far from their ends;
+            None takes them as they are.
         scale, clamp: how l is formed, as for :func:`dgm_fast.functional.affine_coupling`.
-        activation: makes the activation module.
         context_dim: size of the context of a conditional density p(x | c).
 
     Raises:
-        TypeError, ValueError: if an argument does not fit; the message names it.
+        TypeError, ValueError: if an argument does not fit, or belongs to the other form; the message names
+            it.
 
     Source: Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (2017). Ten layers of small
     networks follow the "Real NVP (10)" of Papamakarios, Pavlakou and Murray, "Masked Autoregressive Flow
@@ -35,27 +64,83 @@ class RealNVP(VectorFlow):
 
     def __init__(
         self,
-        num_dims: int,
+        num_dims_or_image_shape: int | Sequence[int],
         *,
-        num_layers: int = 10,
-        hidden_sizes: Sequence[int] = (100, 100),
+        num_layers: int | None = None,
+        hidden_sizes: Sequence[int] | None = None,
+        activation: Callable[[], nn.Module] | None = None,
+        num_levels: int | None = None,
+        channels: int | None = None,
+        num_blocks: int | None = None,
+        reversible: bool | None = None,
+        logit_alpha: float | None = 0.05,
         scale: str = "tanh",
         clamp: float = 2.0,
-        activation: Callable[[], nn.Module] = nn.ReLU,
         context_dim: int | None = None,
     ) -> None:
-        check_count("num_layers", num_layers)
-        element = AffineElement(scale, clamp)
-        make_network = partial(
-            _network, hidden_sizes=hidden_sizes, activation=activation, context_dim=context_dim
+        of_vectors = _resolve(
+            _OF_VECTORS,
+            num_layers=num_layers,
+            hidden_sizes=hidden_sizes,
+            activation=activation,
         )
-        transforms: list[Transform] = [
-            FeatureCoupling(
-                num_dims, element, make_network, mask="alternating", flip=layer % 2 == 1
-            )
-            for layer in range(num_layers)
-        ]
-        super().__init__(num_dims, transforms, context_dim=context_dim)
+        of_images = _resolve(
+            _OF_IMAGES,
+            num_levels=num_levels,
+            channels=channels,
+            num_blocks=num_blocks,
+            reversible=reversible,
+        )
+        shared: dict[str, Any] = {"scale": scale, "clamp": clamp, "context_dim": context_dim}
+        if isinstance(num_dims_or_image_shape, int):
+            _refuse(of_images, "images")
+            options = _OF_VECTORS | of_vectors | shared
+            transforms = _vector_transforms(num_dims_or_image_shape, **options)
+            super().__init__(num_dims_or_image_shape, transforms, context_dim=context_dim)
+            return
+        _refuse(of_vectors, "vectors")
+        shape = check_image_shape(num_dims_or_image_shape)
+        options = _OF_IMAGES | of_images | shared
+        transforms = real_nvp_transforms(shape, **options)
+        # Nothing to standardise: the first actnorm does it.
+        Flow.__init__(
+            self,
+            [*before(logit_alpha), *transforms],
+            StandardNormal(shape),
+            context_dim=context_dim,
+        )
+        self.image_shape = shape
+
+
+def _resolve(defaults: dict[str, Any], **given: Any) -> dict[str, Any]:
+    assert given.keys() == defaults.keys()
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _refuse(options: dict[str, Any], form: str) -> None:
+    if options:
+        raise ValueError(f"{', '.join(options)}: for a RealNVP of {form} only")
+
+
+def _vector_transforms(
+    num_dims: int,
+    *,
+    num_layers: int,
+    hidden_sizes: Sequence[int],
+    activation: Callable[[], nn.Module],
+    scale: str,
+    clamp: float,
+    context_dim: int | None,
+) -> list[Transform]:
+    check_count("num_layers", num_layers)
+    element = AffineElement(scale, clamp)
+    make_network = partial(
+        _network, hidden_sizes=hidden_sizes, activation=activation, context_dim=context_dim
+    )
+    return [
+        FeatureCoupling(num_dims, element, make_network, mask="alternating", flip=layer % 2 == 1)
+        for layer in range(num_layers)
+    ]
 
 
 def _network(

@@ -4,6 +4,7 @@ from dgm_fast.train import (  # noqa: F401  (they register themselves)
     autoregressive_kinds,
     flow_kinds,
     gan_kinds,
+    image_flow_kinds,
     latent_kinds,
     mixture_kinds,
     pixel_kinds,

@@ -25,6 +25,7 @@ from dgm_fast.train.checkpoint import CheckpointError
 from dgm_fast.train.config import SCHEDULES, ConfigError, TrainConfig
 from dgm_fast.train.files import write_json
 from dgm_fast.train.gan_kinds import DISTANCES
+from dgm_fast.train.image_flow_kinds import DEQUANTIZATIONS
 from dgm_fast.train.interrupt import StopSignals, TrainingInterrupted
 from dgm_fast.train.mixture_kinds import FITS
 from dgm_fast.train.progress import RichProgress, make_console
@@ -75,6 +76,10 @@ _MODEL_OPTIONS = (
     "num_bins",
     "tail_bound",
     "class_conditional",
+    "num_levels",
+    "num_steps",
+    "dequantization",
+    "reversible",
     "architecture",
     "channels",
     "num_critic_steps",
@@ -154,12 +159,14 @@ class _Sizes(click.ParamType):
     "--lr",
     type=float,
     default=1e-3,
-    help="Learning rate. [1e-3; flows 5e-4; gan, ns-gan, kl-gan, cgan, f-gan 2e-4; wgan-gp 1e-4; "
-    "wgan 5e-5]",
+    help="Learning rate. [1e-3; realnvp, nsf, maf, iaf 5e-4; gan, ns-gan, kl-gan, cgan, f-gan 2e-4; "
+    "wgan-gp 1e-4; wgan 5e-5]",
 )
 @click.option("--schedule", type=click.Choice(SCHEDULES), default="constant", show_default=True)
 @click.option(
-    "--clip-norm", type=float, help="Scale gradients of a larger norm down to it. [no; flows 5]"
+    "--clip-norm",
+    type=float,
+    help="Scale gradients of a larger norm down to it. [no; glow, flowpp 50; other flows 5]",
 )
 @click.option(
     "--patience",
@@ -212,7 +219,7 @@ class _Sizes(click.ParamType):
 @click.option(
     "--num-mixtures",
     type=click.IntRange(1),
-    help="rnade: components a dimension; pixelcnn-pp: a pixel. [10]",
+    help="rnade, flowpp: components a dimension; pixelcnn-pp: a pixel. [10; 8; 10]",
 )
 @click.option("--mixture", type=click.Choice(MIXTURES), help="rnade. [gaussian]")
 @click.option("--order", type=click.Choice(ORDERS), help="made: of the dimensions. [natural]")
@@ -232,7 +239,9 @@ class _Sizes(click.ParamType):
 )
 @click.option("--flow-kind", type=click.Choice(FLOW_KINDS), help="nsf. [coupling]")
 @click.option(
-    "--num-blocks", type=click.IntRange(1), help="nsf: residual blocks, or hidden layers. [2]"
+    "--num-blocks",
+    type=click.IntRange(1),
+    help="nsf, realnvp, flowpp: residual blocks (nsf: or hidden layers). [2]",
 )
 @click.option("--num-bins", type=click.IntRange(2), help="nsf: bins of a spline. [8]")
 @click.option(
@@ -246,11 +255,29 @@ class _Sizes(click.ParamType):
     default=None,
     help="Pixel models: of images given their labels.",
 )
-@click.option("--architecture", type=click.Choice(ARCHITECTURES), help="GANs. [what fits the data]")
+@click.option("--num-levels", type=click.IntRange(1), help="realnvp, glow: scales of images. [2]")
+@click.option("--num-steps", type=click.IntRange(1), help="glow: of each scale. [8]")
+@click.option(
+    "--dequantization",
+    type=click.Choice(DEQUANTIZATIONS),
+    help="realnvp, glow, flowpp, of images: noise on levels. [uniform; flowpp variational]",
+)
+@click.option(
+    "--reversible",
+    is_flag=True,
+    default=None,
+    help="realnvp, glow, flowpp, of images: memory does not grow with depth; slower by a third.",
+)
+@click.option(
+    "--architecture",
+    type=click.Choice([*ARCHITECTURES, "conv"]),
+    help="GANs: mlp, dcgan; realnvp: mlp, conv. [what fits the data and other options]",
+)
 @click.option(
     "--channels",
     type=click.IntRange(1),
-    help="Pixel models; GANs: of the first convolution. [64; pixelcnn-pp 32]",
+    help="Pixel models; realnvp, glow, flowpp: of hidden layers; GANs: of the first convolution. "
+    "[64; pixelcnn-pp, realnvp, flowpp 32]",
 )
 @click.option(
     "--num-critic-steps",
@@ -314,10 +341,10 @@ def train(ctx: click.Context, kind: str, out: Path | None, **options: Any) -> No
 
     gmm takes grey levels and bits dequantised by uniform noise, so that its NLL is that of the levels,
     in the units of the other models; of real values (--likelihood gaussian) it is the density's. So do
-    rnade and the flows (realnvp, nsf, maf, iaf). fvsbn and nade take bits; nade-categorical levels; made
-    bits, levels or real values; rnn, lstm and gpt bits, levels or the characters of a text file; pixelcnn,
-    gated-pixelcnn and pixelcnn-pp bits or levels of grey or RGB images (of a folder with --likelihood
-    categorical).
+    rnade and the flows (realnvp, nsf, maf, iaf; of images glow, flowpp). fvsbn and nade take bits;
+    nade-categorical levels; made bits, levels or real values; rnn, lstm and gpt bits, levels or the
+    characters of a text file; pixelcnn, gated-pixelcnn and pixelcnn-pp bits or levels of grey or RGB
+    images (of a folder with --likelihood categorical).
 
     The run directory holds config.json, metrics.jsonl, last.pt, best.pt, results.json and, for
     images, samples.png and reconstructions.png, for text samples.txt. Ctrl-C saves; --resume goes on
@@ -424,7 +451,7 @@ def _requested(ctx: click.Context, kind: str, options: dict[str, Any]) -> TrainC
         if name not in model_kind.options:
             raise click.UsageError(f"--{name.replace('_', '-')} does not apply to {kind}")
         model[name] = options[name]
-    if "hidden_sizes" in model:
+    if model.get("hidden_sizes") is not None:
         model["hidden_sizes"] = list(model["hidden_sizes"])
     data = {key: options[name] for name, key in _DATA_OPTIONS.items()}
     path = Path(data["source"]).expanduser()

@@ -17,6 +17,7 @@ from dgm_fast.train.dequantize import (
     density_levels,
     sampled_figures,
 )
+from dgm_fast.train.image_flow_kinds import build_real_nvp, fits_images
 from dgm_fast.train.registry import ModelKind, register
 
 # Of Durkan et al. (2019), appendix B.1, whose steps are clipped too.
@@ -42,12 +43,19 @@ def fitted(flow: VectorFlow, dataset: Dataset, kind: str) -> nn.Module:
 
 
 def _build_realnvp(dataset: Dataset, options: Mapping[str, Any]) -> nn.Module:
-    flow = RealNVP(
-        dataset.num_dims,
-        num_layers=options["num_layers"],
-        hidden_sizes=options["hidden_sizes"],
-    )
-    return fitted(flow, dataset, "realnvp")
+    architecture = options["architecture"]
+    of_vectors = {name: options[name] for name in ("num_layers", "hidden_sizes")}
+    if architecture is None:
+        convolutions = all(value is None for value in of_vectors.values())
+        convolutions = convolutions and fits_images(dataset, options["num_levels"] or 2)
+        architecture = "conv" if convolutions else "mlp"
+    if architecture not in ("conv", "mlp"):
+        raise ValueError(f"architecture must be conv or mlp, got {architecture!r}")
+    if architecture == "mlp":
+        return fitted(RealNVP(dataset.num_dims, **of_vectors), dataset, "realnvp")
+    if any(value is not None for value in of_vectors.values()):
+        raise ValueError("num_layers and hidden_sizes are for the architecture mlp")
+    return build_real_nvp(dataset, options)
 
 
 def _build_nsf(dataset: Dataset, options: Mapping[str, Any]) -> nn.Module:
@@ -82,7 +90,16 @@ register(
     ModelKind(
         "realnvp",
         "flow of affine couplings",
-        {"num_layers": 10, "hidden_sizes": (100, 100)},
+        {
+            "architecture": None,
+            "num_layers": None,
+            "hidden_sizes": None,
+            "num_levels": None,
+            "channels": None,
+            "num_blocks": None,
+            "dequantization": "uniform",
+            "reversible": False,
+        },
         _build_realnvp,
         bound_figures,
         sampled_figures,
