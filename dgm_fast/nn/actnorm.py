@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm_fast import functional
+from dgm_fast.nn._outside_graphs import outside_graphs
 from dgm_fast.nn.transform import Transform
 from dgm_fast.reference._common import compute_dtype
 
@@ -51,7 +52,7 @@ class ActNorm(Transform):
     def inverse(self, z: Tensor, *, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return functional.actnorm(z, self.log_scale, self.bias, inverse=True)
 
-    @torch.compiler.disable
+    @outside_graphs
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         """Set factor and shift so that z has mean 0 and variance 1 a channel on the batch x [B, C, ...]."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dgm_fast.nn._outside_graphs import outside_graphs
 from dgm_fast.nn.transform import Compose, Transform
 
 
@@ -65,7 +66,7 @@ class ReversibleCompose(Compose):
         with_context = context is not None and context.requires_grad
         return x.requires_grad or with_context or any(p.requires_grad for p in self.parameters())
 
-    @torch.compiler.disable
+    @outside_graphs
     def _apply_stack(
         self, x: Tensor, context: Tensor | None, inverse: bool
     ) -> tuple[Tensor, Tensor]:
