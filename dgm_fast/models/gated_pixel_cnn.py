@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor, nn
 
@@ -97,8 +98,13 @@ class GatedPixelCNN(PixelModel):
         )
 
     def _features(self, x: Tensor, context: Tensor | None) -> Tensor:
-        vertical, horizontal = x, x
-        for layer in self.layers:
+        first, *others = self.layers
+        vertical, horizontal = first(x, x, context)
+        # The library's convolutions are quicker so.
+        horizontal = horizontal.contiguous(memory_format=torch.channels_last)
+        if vertical is not None:
+            vertical = vertical.contiguous(memory_format=torch.channels_last)
+        for layer in others:
             vertical, horizontal = layer(vertical, horizontal, context)
         h = self.hidden(torch_functional.relu(horizontal))
         return torch_functional.relu(h)
