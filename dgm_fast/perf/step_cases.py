@@ -9,6 +9,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgm_fast import reference
@@ -157,6 +158,74 @@ def nsf_step(
     )
 
 
+def gated_pixel_cnn_step(
+    label: str, channels: int, num_layers: int, side: int, batch_size: int, *, cropped: bool
+) -> StepCase:
+    """A step of a Gated PixelCNN of bits.
+
+    Its rivals multiply kernels by masks, as is usual, or with ``cropped`` cut kernels down to the live
+    taps, as a good user can for data of one channel. They keep the model's memory format, the better one
+    for them.
+    """
+
+    def model() -> nn.Module:
+        from dgm_fast.models import GatedPixelCNN
+
+        return GatedPixelCNN(num_levels=2, channels=channels, num_layers=num_layers)
+
+    def data(generator: torch.Generator) -> tuple[Tensor, str]:
+        rows, source = binary_rows(batch_size, side * side, generator, "")
+        return rows.view(batch_size, 1, side, side), source
+
+    return StepCase(
+        "gated_pixel_cnn_step",
+        "bernoulli",
+        (batch_size, 1, side, side, channels, num_layers),
+        data,
+        plain=_cropped_convolutions if cropped else _masked_convolutions,
+    )
+
+
+def _masked_convolutions(model: Any) -> None:
+    from dgm_fast.nn import MaskedConv2d, ShiftedConv2d
+
+    for layer in model.modules():
+        if isinstance(layer, ShiftedConv2d):
+            layer.forward = MethodType(_whole_kernel, layer)  # type: ignore[method-assign]
+        elif isinstance(layer, MaskedConv2d):
+            mask = reference.conv_mask(layer.weight, mask_type=layer.mask_type)
+            mask = mask.to(layer.weight.dtype)
+            layer.register_buffer("mask", mask, persistent=False)
+            layer.forward = MethodType(_masked_kernel, layer)  # type: ignore[method-assign]
+
+
+def _masked_kernel(layer: Any, x: Tensor) -> Tensor:
+    return F.conv2d(x, layer.weight * layer.mask, layer.bias, padding=layer.padding)
+
+
+def _whole_kernel(layer: Any, x: Tensor) -> Tensor:
+    """The square kernel that the rectangle of live taps is the upper part of, with zeros below."""
+    rows, columns = layer.kernel_size
+    weight = F.pad(layer.weight, (0, 0, 0, columns - rows))
+    return F.conv2d(x, weight, layer.bias, padding=columns // 2)
+
+
+def _cropped_convolutions(model: Any) -> None:
+    from dgm_fast.nn import MaskedConv2d
+
+    for layer in model.modules():
+        if isinstance(layer, MaskedConv2d):
+            layer.forward = MethodType(_cropped_kernel, layer)  # type: ignore[method-assign]
+
+
+def _cropped_kernel(layer: Any, x: Tensor) -> Tensor:
+    """Of one row and one data channel: the taps up to the centre."""
+    left = layer.kernel_size[1] // 2
+    live = left if layer.mask_type == "A" else left + 1
+    weight = layer.weight[..., :live]
+    return F.conv2d(F.pad(x, (left, live - 1 - left)), weight, layer.bias)
+
+
 def binary_rows(
     count: int, size: int, generator: torch.Generator, data_variable: str
 ) -> tuple[Tensor, str]:
@@ -195,6 +264,8 @@ STEPS = (
     iwae_step("mnist", 784, 50, (200, 200), 50, 20, "bernoulli", None, "DGM_FAST_MNIST"),
     gmvae_step("mnist", 784, 10, 500, 10, 100, "DGM_FAST_MNIST"),
     made_step("mnist", 784, (500,), 64),
+    gated_pixel_cnn_step("mnist", 128, 10, 28, 16, cropped=False),
+    gated_pixel_cnn_step("mnist-cropped", 128, 10, 28, 16, cropped=True),
     made_step("mnist-wide", 784, (8000, 8000), 100),
     nsf_step("miniboone", 43, 10, 256, 8, 512),
 )
