@@ -13,7 +13,7 @@ from dgm_fast.functional._checks import (
     check_same_device,
     promoted,
 )
-from dgm_fast.functional._conditions import Condition, check_condition
+from dgm_fast.functional._conditions import check_condition
 from dgm_fast.functional._values import check_before_kernel, reference_with_checks
 from dgm_fast.reference._common import compute_dtype
 from dgm_fast.reference.mixture import logistic_mixture_draw
@@ -103,7 +103,7 @@ def sample_discretized_logistic_mixture(
     packing: str = "channel",
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
-    conditioned_on: Condition | None = None,
+    conditioned_on: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Draw pixels from the distribution of :func:`discretized_logistic_mixture_log_prob`.
 
@@ -118,10 +118,9 @@ def sample_discretized_logistic_mixture(
         packing: as for the density.
         generator: source of the noise.
         noise: uniforms in [0, 1), [B, 1 + C, H, W] (component, then colours), in place of draws.
-        conditioned_on: the pair (values, given), [B, C, H, W] or [C, H, W] each: a colour is kept where the
-            boolean ``given`` is True, others are drawn given all colours before them: after a given one the
-            component is drawn anew from its probabilities given the colours up to there, by the noise
-            that the given colour has no use for.
+        conditioned_on: the pair (values, given), [B, C, H, W] or [C, H, W] each, ``given`` boolean: colours
+            are kept where it is True. After a given colour the component is drawn anew, given all colours
+            up to it, by the noise that the given colour has no use for.
 
     Returns:
         [B, C, H, W] in [-1, 1], float32 (float64 for float64 parameters), without gradients.
@@ -152,11 +151,11 @@ def sample_discretized_logistic_mixture(
         return logistic_mixture_draw(
             params.to(dtype),
             noise,
-            values,
-            given,
             num_mixtures=num_mixtures,
             levels=levels,
             packing=packing,
+            values=values,
+            given=given,
         )
 
 

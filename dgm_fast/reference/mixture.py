@@ -98,44 +98,48 @@ def logistic_bin_log_prob(x: Tensor, means: Tensor, log_scales: Tensor, levels: 
 def logistic_mixture_draw(
     params: Tensor,
     noise: Tensor,
-    values: Tensor | None = None,
-    given: Tensor | None = None,
     *,
     num_mixtures: int,
     levels: int | None,
     packing: str,
+    values: Tensor | None = None,
+    given: Tensor | None = None,
 ) -> Tensor:
     """Pixels [B, C, H, W] in [-1, 1] from uniforms [B, 1 + C, H, W]: a component, then each colour.
 
-    Colours are ``values`` where ``given``. After a given colour the component is drawn anew, by the noise
-    that this colour has no use for, from its posterior given all colours up to there (unrounded ones as
-    bins of 256 levels).
+    ``values`` are kept where ``given``; after a given colour the component is drawn anew, from its
+    distribution under all colours so far (unrounded ones as bins of 256 levels).
     """
-    unpacked = unpack_logistic_mixture(params, noise.shape[1] - 1, num_mixtures, packing)
+    num_channels = noise.shape[1] - 1
+    unpacked = unpack_logistic_mixture(params, num_channels, num_mixtures, packing)
     logits, means, log_scales, raw = unpacked
     weights = None if raw is None else torch.tanh(raw)
     component = _draw_component(logits, noise[:, :1])
-    joint = log_weights(logits, 1) if given is not None else None
+    log_joint = torch.log_softmax(logits, 1)
     colours: list[Tensor] = []
-    for c, uniform in enumerate(noise[:, 1:].split(1, 1)):
-        mean, log_scale = means[:, :, c], log_scales[:, :, c]  # [B, M, H, W]
+    for c in range(num_channels):
+        mean = means[:, :, c]  # [B, M, H, W]
         if weights is not None:
-            # The mean of green takes coefficient 0, that of blue 1 and 2.
+            # Green takes the coefficient 0, blue 1 and 2.
             for before in range(c):
-                mean = mean + weights[:, :, c - 1 + before] * colours[before]
-        scale = log_scale.gather(1, component).clamp(min=MIN_LOG_SCALE).exp()
-        colour = mean.gather(1, component) + scale * torch.logit(uniform)
-        colour = _nearest_level(colour, levels)  # [B, 1, H, W]
-        if joint is not None and values is not None and given is not None:
-            colour = torch.where(given[:, c : c + 1], values[:, c : c + 1].to(colour), colour)
-            joint = joint + logistic_bin_log_prob(colour, mean, log_scale, levels or 256)
-            component = torch.where(given[:, c : c + 1], _draw_component(joint, uniform), component)
+                mean = mean + weights[:, :, c - 1 + before] * colours[before].unsqueeze(1)
+        scale = log_scales[:, :, c].gather(1, component).clamp(min=MIN_LOG_SCALE).exp()
+        drawn = mean.gather(1, component) + scale * torch.logit(noise[:, 1 + c : 2 + c])
+        colour = _nearest_level(drawn.squeeze(1), levels)
+        if given is not None and values is not None:
+            colour = torch.where(given[:, c], values[:, c].to(colour.dtype), colour)
+            term = logistic_bin_log_prob(
+                colour.unsqueeze(1), mean, log_scales[:, :, c], levels or 256
+            )
+            log_joint = log_joint + term
+            again = _draw_component(log_joint, noise[:, 1 + c : 2 + c])
+            component = torch.where(given[:, c : c + 1], again, component)
         colours.append(colour)
-    return torch.cat(colours, 1)
+    return torch.stack(colours, 1)
 
 
 def _draw_component(logits: Tensor, noise: Tensor) -> Tensor:
-    """Components [B, 1, H, W] by the weights of logits [B, M, H, W] from uniforms [B, 1, H, W]."""
+    """Components [B, 1, H, W] of logits [B, M, H, W] by uniforms [B, 1, H, W]."""
     cdf = torch.softmax(logits, 1).cumsum(1)
     # Scaled by the rounded total, so that the last component is never drawn for its rounding error.
     component = (cdf <= noise * cdf[:, -1:]).sum(1, keepdim=True)
