@@ -211,12 +211,17 @@ class _Row:
         colors = slice(step, step + 1)
         if draw.kind == "logistic_mixture":
             colors = slice(0, draw.colors)
+            known: tuple[Tensor | None, Tensor | None] = None, None
+            if len(self.values):
+                known = self.values[:, :, j, None, None], self.given[:, :, j, None, None]
             x = logistic_mixture_draw(
                 params[:, :, None, None],
                 noise[:, :, None, None],
                 num_mixtures=draw.num_mixtures,
                 levels=draw.levels,
                 packing="channel",
+                values=known[0],
+                given=known[1],
             )[:, :, 0, 0]
         elif draw.kind == "bernoulli":
             x = (noise[:, colors] < torch.sigmoid(params[:, colors])).to(params.dtype)
