@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dgm_fast import functional, ops
-from dgm_fast.functional import AffineMap
+from dgm_fast.functional import AffineMap, SplineMap
 
 # Smallest distribution function that a logit is taken of: that of float32's normal range.
 _TINY = 1.2e-38
@@ -114,9 +114,7 @@ class AffineElement(ElementTransform):
         return torch.tensor([0.0, u])
 
     def element_map(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
-        if self.scale != "softsign":
-            return AffineMap(self.scale, self.clamp, inverse=True)
-        return super().element_map()
+        return AffineMap(self.scale, self.clamp, inverse=True)
 
 
 @dataclass(frozen=True)
@@ -169,6 +167,16 @@ class SplineElement(ElementTransform):
             min_bin_height=self.min_bin_height,
             min_derivative=self.min_derivative,
             sum_log_det=True,
+        )
+
+    def element_map(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
+        return SplineMap(
+            self.num_bins,
+            tail_bound=self.tail_bound,
+            min_bin_width=self.min_bin_width,
+            min_bin_height=self.min_bin_height,
+            min_derivative=self.min_derivative,
+            inverse=True,
         )
 
     def initial_params(self) -> Tensor:
