@@ -179,6 +179,33 @@ def test_gradients_of_samples(name: str, context_dim: int | None) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_reduced_precision(name: str) -> None:
+    model, x = make(name, 5, 0.2).float(), data(40, 5).float()
+    expected = model.log_prob(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model.log_prob(x)
+    low = copy.deepcopy(model).bfloat16()
+    stored = low.log_prob(x)
+    for found in (mixed, stored):
+        assert found.dtype == torch.float32
+        assert (found - expected).abs().mean() < 0.5
+    low.loss(x).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in low.parameters())
+    assert low.sample(9).isfinite().all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_points_far_out(name: str) -> None:
+    model = make(name, 3).float()
+    x = torch.tensor([0.0, 3.0, -1e3, 1e4]).unsqueeze(1).expand(4, 3).contiguous().requires_grad_()
+    log_prob = model.log_prob(x)
+    assert log_prob.isfinite().all() and log_prob[2:].max() < log_prob[:2].min()
+    log_prob.sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_state_dict_round_trip(name: str) -> None:
     source, x = make(name, 5), data(7, 5)
     build, small = MODELS[name]

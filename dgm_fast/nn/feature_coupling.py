@@ -81,7 +81,10 @@ class FeatureCoupling(Transform):
         if x.ndim != 2 or x.shape[1] != self.num_dims:
             raise ValueError(f"x must have shape [B, {self.num_dims}], got {tuple(x.shape)}")
         kept, mapped = self._split(x)
-        params = self.network(kept, context=context) if self._conditional else self.network(kept)
+        # In float32 the entries keep their digits, whatever the network computes in.
+        parameter = next(self.network.parameters(), kept)
+        seen = kept.to(parameter.dtype)
+        params = self.network(seen, context=context) if self._conditional else self.network(seen)
         mapped, log_abs_det = self.element(mapped, self._unpack(params), inverse=inverse)
         return self._join(x, kept, mapped), log_abs_det
 
