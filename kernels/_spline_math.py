@@ -4,6 +4,11 @@
 float64 keeps all of their digits.
 """
 
+from __future__ import annotations
+
+import math
+from typing import Any
+
 import triton
 import triton.language as tl
 from dgm_fast.kernels._math import exp_accurate, log1p
@@ -163,3 +168,118 @@ def spline_point(b_x, b_begin, b_in, b_out, b_d0, b_d1, INVERSE: tl.constexpr):
         b_eta = (b_theta * b_theta + b_u * b_t) * b_id
     b_m = b_v * b_theta * b_theta + 2.0 * b_t + b_u * b_rest * b_rest
     return b_theta, b_eta, b_u, b_v, b_t, b_id, b_m, b_flat
+
+
+@triton.jit
+def spline_value(
+    b_x,
+    p_along,
+    p_across,
+    p_d,
+    s_ak,
+    s_ck,
+    s_dk,
+    mask,
+    b_centre,
+    b_range,
+    b_centre_out,
+    b_range_out,
+    INVERSE: tl.constexpr,
+    TAILS: tl.constexpr,
+    BINS: tl.constexpr,
+    MIN: tl.constexpr,
+    MIN_OUT: tl.constexpr,
+    SHARES: tl.constexpr,
+    CLIP: tl.constexpr,
+    ENDS: tl.constexpr,
+    MAP: tl.constexpr,
+    OFFSET: tl.constexpr,
+    SCALE: tl.constexpr,
+    SLOPE_CLIP: tl.constexpr,
+    MIN_SLOPE: tl.constexpr,
+    END_SLOPE: tl.constexpr,
+    ACC: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """The map and its log-derivative at x [BE], by parameters that begin at p_along, p_across, p_d [BE]."""
+    o_k = tl.arange(0, BK)[None, :]
+    mask_k = mask[:, None] & (o_k < BINS)
+    inside = (b_x >= b_centre - 0.5 * b_range) & (b_x <= b_centre + 0.5 * b_range)
+    p_a = p_along[:, None] + o_k * s_ak
+    _, b_ea, b_sa = exponentials(p_a, mask_k, CLIP, SHARES, ACC)
+    b_index = find_bin(b_x, b_ea, b_sa, o_k, b_centre, b_range, BINS, MIN)
+    b_begin, b_in, _, _, _ = place_bin(
+        b_ea, b_sa, o_k, b_index, b_centre, b_range, BINS, MIN, SHARES
+    )
+    p_c = p_across[:, None] + o_k * s_ck
+    _, b_ec, b_sc = exponentials(p_c, mask_k, CLIP, SHARES, ACC)
+    b_base, b_out, _, _, _ = place_bin(
+        b_ec, b_sc, o_k, b_index, b_centre_out, b_range_out, BINS, MIN_OUT, SHARES
+    )
+    _, _, b_d0, b_d1, _, _ = load_slopes(
+        p_d,
+        s_dk,
+        mask,
+        b_index,
+        BINS,
+        ENDS,
+        MAP,
+        OFFSET,
+        SCALE,
+        SLOPE_CLIP,
+        MIN_SLOPE,
+        END_SLOPE,
+        ACC,
+    )
+    b_theta, b_eta, _, _, _, b_id, b_m, b_flat = spline_point(
+        b_x, b_begin, b_in, b_out, b_d0, b_d1, INVERSE
+    )
+    b_log = tl.log(b_m * b_id * b_id / b_flat)
+    if INVERSE:
+        b_y = (b_base + b_out * b_theta).to(ACC)
+        b_log = -b_log
+    else:
+        b_y = (b_base + b_out * b_eta).to(ACC)
+    b_half = 0.5 * b_range_out
+    b_y = tl.minimum(tl.maximum(b_y, b_centre_out - b_half), b_centre_out + b_half)
+    if TAILS:
+        b_y = tl.where(inside, b_y, b_x)
+        b_log = tl.where(inside, b_log, 0.0)
+    else:
+        b_y = tl.where(inside, b_y, float("nan"))
+        b_log = tl.where(inside, b_log, float("nan"))
+    return b_y, b_log
+
+
+def spline_constants(options: dict[str, Any], bins: int) -> dict[str, Any]:
+    """The kernels' compile-time options: ``csrc/spline_shape.h`` in their terms."""
+    code, minimum = options["parameterization"], options["min_derivative"]
+    width, height = options["min_bin_width"], options["min_bin_height"]
+    slopes = {"MAP": 0, "OFFSET": 0.0, "SCALE": 1.0, "SLOPE_CLIP": 0.0, "END_SLOPE": 1.0}
+    clip = 0.0
+    if code == 1:
+        slope_clip = 1 / abs(math.log(minimum))
+        slopes |= {"MAP": 1, "SLOPE_CLIP": slope_clip}
+        clip, width, height = 2 * slope_clip, 0.0, 0.0
+    elif code == 2:
+        slopes["OFFSET"] = math.log(math.expm1(1 - minimum))
+    elif code == 3:
+        slopes["SCALE"] = 1 / (minimum + math.log(2.0))
+    elif code == 4:
+        slopes |= {"MAP": 2, "END_SLOPE": 1 - minimum}
+    along = (options["left"], options["right"], width)
+    across = (options["bottom"], options["top"], height)
+    if options["inverse"]:
+        along, across = across, along
+    sides = dict(zip(("LOW", "HIGH", "MIN"), along, strict=True))
+    sides |= dict(zip(("LOW_OUT", "HIGH_OUT", "MIN_OUT"), across, strict=True))
+    return {
+        "INVERSE": options["inverse"],
+        "BINS": bins,
+        "SHARES": code == 4,
+        "CLIP": clip,
+        "ENDS": options["ends"],
+        "MIN_SLOPE": minimum,
+        **sides,
+        **slopes,
+    }

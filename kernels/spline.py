@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import triton
@@ -14,7 +13,9 @@ from dgm_fast.kernels._spline_math import (
     find_bin,
     load_slopes,
     place_bin,
+    spline_constants,
     spline_point,
+    spline_value,
 )
 from dgm_fast.kernels.logistic_cdf import (  # noqa: F401
     logistic_mixture_cdf_bwd,
@@ -93,31 +94,31 @@ def rational_quadratic_spline_fwd_kernel(
 ):
     ACC: tl.constexpr = p_log_det.dtype.element_ty
     o_e, o_0, o_1 = element_offsets(inner, IDX, BE)
-    o_k = tl.arange(0, BK)[None, :]
     mask = o_e < elements
-    mask_k = mask[:, None] & (o_k < BINS)
     b_x = tl.load(p_x + o_0 * s_x0 + o_1 * s_x1, mask, other=0.0).to(ACC)
     b_bound = load_bound(p_bound, o_0 * s_b0 + o_1 * s_b1, mask, ACC, BE)
     b_centre, b_range = domain(p_bound, b_bound, LOW, HIGH, ACC, BE)
-    inside = (b_x >= b_centre - 0.5 * b_range) & (b_x <= b_centre + 0.5 * b_range)
-    p_a = p_along + (o_0 * s_a0 + o_1 * s_a1)[:, None] + o_k * s_ak
-    _, b_ea, b_sa = exponentials(p_a, mask_k, CLIP, SHARES, ACC)
-    b_index = find_bin(b_x, b_ea, b_sa, o_k, b_centre, b_range, BINS, MIN)
-    b_begin, b_in, _, _, _ = place_bin(
-        b_ea, b_sa, o_k, b_index, b_centre, b_range, BINS, MIN, SHARES
-    )
-    p_c = p_across + (o_0 * s_c0 + o_1 * s_c1)[:, None] + o_k * s_ck
-    _, b_ec, b_sc = exponentials(p_c, mask_k, CLIP, SHARES, ACC)
     b_centre_out, b_range_out = domain(p_bound, b_bound, LOW_OUT, HIGH_OUT, ACC, BE)
-    b_base, b_out, _, _, _ = place_bin(
-        b_ec, b_sc, o_k, b_index, b_centre_out, b_range_out, BINS, MIN_OUT, SHARES
-    )
-    _, _, b_d0, b_d1, _, _ = load_slopes(
+    b_y, b_log = spline_value(
+        b_x,
+        p_along + o_0 * s_a0 + o_1 * s_a1,
+        p_across + o_0 * s_c0 + o_1 * s_c1,
         p_d + o_0 * s_d0 + o_1 * s_d1,
+        s_ak,
+        s_ck,
         s_dk,
         mask,
-        b_index,
+        b_centre,
+        b_range,
+        b_centre_out,
+        b_range_out,
+        INVERSE,
+        TAILS,
         BINS,
+        MIN,
+        MIN_OUT,
+        SHARES,
+        CLIP,
         ENDS,
         MAP,
         OFFSET,
@@ -126,24 +127,8 @@ def rational_quadratic_spline_fwd_kernel(
         MIN_SLOPE,
         END_SLOPE,
         ACC,
+        BK,
     )
-    b_theta, b_eta, _, _, _, b_id, b_m, b_flat = spline_point(
-        b_x, b_begin, b_in, b_out, b_d0, b_d1, INVERSE
-    )
-    b_log = tl.log(b_m * b_id * b_id / b_flat)
-    if INVERSE:
-        b_y = (b_base + b_out * b_theta).to(ACC)
-        b_log = -b_log
-    else:
-        b_y = (b_base + b_out * b_eta).to(ACC)
-    b_half = 0.5 * b_range_out
-    b_y = tl.minimum(tl.maximum(b_y, b_centre_out - b_half), b_centre_out + b_half)
-    if TAILS:
-        b_y = tl.where(inside, b_y, b_x)
-        b_log = tl.where(inside, b_log, 0.0)
-    else:
-        b_y = tl.where(inside, b_y, float("nan"))
-        b_log = tl.where(inside, b_log, float("nan"))
     tl.store(p_y + o_e, b_y, mask)
     tl.store(p_log_det + o_e, b_log, mask)
 
@@ -377,40 +362,6 @@ _KEYS = (
 )
 
 
-def _constants(options: dict[str, Any], bins: int) -> dict[str, Any]:
-    """The kernels' compile-time options: ``csrc/spline.cpp: make_shape`` in their terms."""
-    code, minimum = options["parameterization"], options["min_derivative"]
-    width, height = options["min_bin_width"], options["min_bin_height"]
-    slopes = {"MAP": 0, "OFFSET": 0.0, "SCALE": 1.0, "SLOPE_CLIP": 0.0, "END_SLOPE": 1.0}
-    clip = 0.0
-    if code == 1:
-        slope_clip = 1 / abs(math.log(minimum))
-        slopes |= {"MAP": 1, "SLOPE_CLIP": slope_clip}
-        clip, width, height = 2 * slope_clip, 0.0, 0.0
-    elif code == 2:
-        slopes["OFFSET"] = math.log(math.expm1(1 - minimum))
-    elif code == 3:
-        slopes["SCALE"] = 1 / (minimum + math.log(2.0))
-    elif code == 4:
-        slopes |= {"MAP": 2, "END_SLOPE": 1 - minimum}
-    along = (options["left"], options["right"], width)
-    across = (options["bottom"], options["top"], height)
-    if options["inverse"]:
-        along, across = across, along
-    sides = dict(zip(("LOW", "HIGH", "MIN"), along, strict=True))
-    sides |= dict(zip(("LOW_OUT", "HIGH_OUT", "MIN_OUT"), across, strict=True))
-    return {
-        "INVERSE": options["inverse"],
-        "BINS": bins,
-        "SHARES": code == 4,
-        "CLIP": clip,
-        "ENDS": options["ends"],
-        "MIN_SLOPE": minimum,
-        **sides,
-        **slopes,
-    }
-
-
 def rational_quadratic_spline_fwd(
     x: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, *values: Any
 ) -> tuple[Tensor, Tensor]:
@@ -436,7 +387,7 @@ def rational_quadratic_spline_fwd(
             BE=plan.block,
             BK=triton.next_power_of_2(max(bins, 2)),
             num_warps=4,
-            **_constants(options, bins),
+            **spline_constants(options, bins),
         )
     if options["sum_log_det"]:
         log_det = log_det.flatten(1).sum(1) if x.ndim > 1 else log_det
@@ -485,7 +436,7 @@ def rational_quadratic_spline_bwd(
             BK=triton.next_power_of_2(max(bins, 2)),
             BS=triton.next_power_of_2(max(number, 2)),
             num_warps=4,
-            **_constants(options, bins),
+            **spline_constants(options, bins),
         )
     return tuple(
         g.sum_to_size(a.shape) if wanted else g

@@ -103,13 +103,13 @@ def autoregressive_inverse(
         and isinstance(network.activation, str)
         and ops.use_kernel(z, "autoregressive")
     )
+    if values is not None and given is not None and not (compiled and z.is_cpu):
+        _check_given_values(transform, values, given)
     if compiled and wants_grad and kernel is not None and kernel.bijective and values_visible():
         return implicit_inverse(network, kernel, z, values, given)
     if compiled and not wants_grad:
         assert kernel is not None
         return compiled_inverse(network, kernel, z, values, given)
-    if values is not None and given is not None:
-        _check_given_values(transform, values, given)
     with torch.set_grad_enabled(wants_grad):
         return reference_inverse(network, transform, z, values, given)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,9 +16,21 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from helpers import offline_gpu
 
+from dgm_fast import ops
+from dgm_fast.functional import (
+    AffineMap,
+    BernoulliDraw,
+    CategoricalDraw,
+    ElementMap,
+    MixtureDraw,
+    SplineMap,
+)
+
 # Registers per thread: 64 leave room for 32 warps on a multiprocessor, 80 for 24, 128 for 16, 160 for 12,
 # 224 for 8.
 USUAL, WIDE, MANY, PRODUCT = 80, 128, 160, 224
+# A sampler runs a few warps a multiprocessor.
+INVERSE = 255
 
 B, K, D, C, L, H = 128, 50, 784, 17, 50, 200
 
@@ -29,6 +42,7 @@ def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
     """name -> (launcher call, register bound)."""
     from dgm_fast.kernels import (
+        autoregressive,
         coupling,
         latent,
         likelihood,
@@ -138,6 +152,43 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
             return coupling.actnorm_fwd(*args)
         return coupling.actnorm_bwd(t(B, 48, 16, 16), *args, mask)
 
+    def inverse(transform: ElementMap, rows: int, size: int, *hidden: int) -> Any:
+        classes = transform.num_classes if isinstance(transform, CategoricalDraw) else 1
+        widths = (size * classes, *hidden, size * transform.params_per_dim)
+        noise = () if transform.noise_per_dim == 1 else (transform.noise_per_dim,)
+        return autoregressive.autoregressive_inverse_fwd(
+            f(rows, size, *noise),
+            [t(n, m) for m, n in pairwise(widths)],
+            [t(n) for n in widths[1:]],
+            [_meta(n, dtype=torch.int64) for n in hidden],
+            [],
+            _meta(size, dtype=torch.int64),
+            ops.ACTIVATIONS["elu"],
+            1.0,
+            *transform.kernel(),
+            t(rows, size),
+            _meta(rows, size, dtype=torch.bool),
+        )
+
+    def adjoint(rows: int, size: int, *hidden: int) -> Any:
+        widths = (2 * size, *hidden, size)
+        return autoregressive.autoregressive_inverse_fwd(
+            f(rows, size, 4),
+            [t(n, m) for m, n in pairwise(widths)],
+            [t(n) for n in widths[1:]],
+            [_meta(n, dtype=torch.int64) for n in hidden],
+            [f(rows, n) for n in hidden],
+            None,
+            ops.ACTIVATIONS["identity"],
+            0.0,
+            ops.ELEMENT_MAPS["adjoint"],
+            [],
+            [],
+            False,
+            None,
+            None,
+        )
+
     def bound(code: int, out: torch.Tensor, log_var_out: Any, data: torch.Tensor) -> Any:
         return latent.iwae_bound_fwd(
             out, log_var_out, data[:, 0], z, mean, log_var, None, code, False
@@ -237,6 +288,13 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
         "affine backward": (lambda: affine(4, True, yes[:3]), WIDE),
         "actnorm": (actnorm, USUAL),
         "actnorm backward": (lambda: actnorm(yes[:3]), USUAL),
+        "made samples": (lambda: inverse(BernoulliDraw(), 16, D, 500), INVERSE),
+        "made samples, classes": (lambda: inverse(CategoricalDraw(C), 64, 64, 500), INVERSE),
+        "made samples, mixture": (lambda: inverse(MixtureDraw(10), 64, 63, 500, 500), INVERSE),
+        "made samples, logistics": (lambda: inverse(MixtureDraw(5, "logistic"), 64, 63), INVERSE),
+        "affine flow": (lambda: inverse(AffineMap("softplus"), 256, 64, 256, 256), INVERSE),
+        "affine flow backward": (lambda: adjoint(256, 64, 256, 256), INVERSE),
+        "spline flow": (lambda: inverse(SplineMap(8, inverse=True), 256, 64, 256, 256), INVERSE),
         "kl": (lambda: latent.gaussian_kl_fwd(mean, log_var, t(L), t(L), 1), WIDE),
         "kl backward": (
             lambda: latent.gaussian_kl_bwd(f(B), mean, log_var, t(L), t(L), 1, yes[:4]),
