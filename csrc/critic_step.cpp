@@ -8,7 +8,10 @@
 // the layer's input: the tangents take the mixed samples' place in h.
 //
 // Where the penalty is taken at samples of the loss (R1, R2), their signals are those of the loss but for the factor
-// l'_i: d (loss + penalty) / d W_l = sum_i b_(l,i) (l'_i h_(l-1,i) + t_(l-1,i))^T. The bracket is propagated as one.
+// l'_i: d (loss + penalty) / d W_l = sum_i b_(l,i) (l'_i h_(l-1,i) + t_(l-1,i))^T. The bracket is propagated as one. With
+// l'_i = m_i 2^e_i the signals propagated are m_i b_(l,i), and the bracket is 2^e_i h_(l-1,i) + t_(l-1,i) / m_i: signals of
+// a common seed would be rounded alike in all samples, and sums over samples of both signs would be left with those
+// errors where the signals themselves cancel.
 
 #include "cpu/adversarial_table.h"
 #include "kernels.h"
@@ -25,6 +28,8 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
+
+#include <cmath>
 
 namespace dgm_fast {
 namespace {
@@ -313,17 +318,17 @@ class CriticStep {
       return;
     }
 
-    // Seeds of the signals: the loss's, but 1 where the penalty's gradient is wanted.
+    // Seeds of the signals: the loss's, but for a factor where the penalty's gradient is wanted.
     const int64_t first = penalty_ == kAtFake ? n : penalty_ == kMixed ? 2 * n : 0;
-    Tensor row_scale;
+    Tensor row_scale, unit_scale;
     Tensor all_seeds = seeds;
     if (mixed) {
       all_seeds = with_mixed(seeds, at::ones({1}, seeds.options()));
     } else if (at_sample) {
       all_seeds = seeds.clone();
-      all_seeds.narrow(0, first, n).fill_(1);
       row_scale = at::ones({2 * n}, seeds.options());
-      row_scale.narrow(0, first, n).copy_(seeds.narrow(0, first, n).reshape({n}));
+      unit_scale = at::empty({n}, seeds.options());
+      split_seeds(all_seeds.narrow(0, first, n), row_scale.narrow(0, first, n), unit_scale);
     }
     if (layers_[last].slope != 1.0) {
       // A final activation belongs to the signal; that of mixed samples needs their outputs too.
@@ -351,7 +356,7 @@ class CriticStep {
           layers_[0].transpose(signals[0].narrow(0, first, n), h[0].narrow(0, first, n)),
           h[0].narrow(0, first, n));
       const Tensor scale = at_sample ? row_scale.narrow(0, first, n) : Tensor();
-      penalise(gradient, h[0].narrow(0, first, n), scale);
+      penalise(gradient, h[0].narrow(0, first, n), scale, unit_scale);
       if (!with_gradients_) {
         return;
       }
@@ -374,6 +379,28 @@ class CriticStep {
     }
     for (size_t l = 0; l <= last; ++l) {
       layers_[l].add_weight_gradient(signals[l], h[l]);
+    }
+  }
+
+  // Leaves mantissas in `seeds` (1 for 0), powers of two in `powers`, and inverses of the mantissas.
+  static void split_seeds(const Tensor& seeds, const Tensor& powers, const Tensor& inverses) {
+    const auto split = [&](auto zero) {
+      using A = decltype(zero);
+      auto* seed = seeds.mutable_data_ptr<A>();
+      auto* power = powers.mutable_data_ptr<A>();
+      auto* inverse = inverses.mutable_data_ptr<A>();
+      for (int64_t i = 0; i < seeds.numel(); ++i) {
+        int exponent = 0;
+        const A mantissa = std::frexp(seed[i], &exponent);
+        power[i] = mantissa == 0 ? A(0) : std::ldexp(A(1), exponent);
+        seed[i] = mantissa == 0 ? A(1) : mantissa;
+        inverse[i] = A(1) / seed[i];
+      }
+    };
+    if (seeds.scalar_type() == at::kDouble) {
+      split(0.0);
+    } else {
+      split(0.0F);
     }
   }
 
@@ -526,8 +553,10 @@ class CriticStep {
     layer.add_bias_gradient(rows.dim() == 4 ? rows.sum(at::IntArrayRef{0, 2, 3}) : rows.sum(0));
   }
 
-  // The penalty's value, and its direction (plus scale x) in x's place.
-  void penalise(const Tensor& gradient, const Tensor& x, const Tensor& scale) {
+  // The penalty's value, and its direction (plus scale x) in x's place. unit_scale, where defined, makes the gradient that
+  // of the outputs.
+  void penalise(
+      const Tensor& gradient, const Tensor& x, const Tensor& scale, const Tensor& unit_scale) {
     const int64_t n = gradient.size(0);
     const Tensor norms = at::empty({n}, gradient.options());
     NormPenaltyArgs args{
@@ -535,6 +564,7 @@ class CriticStep {
         gradient.numel() / n,
         code(gradient),
         gradient.const_data_ptr(),
+        data_or_null(unit_scale),
         center_,
         one_sided_,
         norms.mutable_data_ptr(),
@@ -546,6 +576,7 @@ class CriticStep {
          gradient.numel() / n,
          code(gradient),
          gradient.const_data_ptr(),
+         data_or_null(unit_scale),
          norms.const_data_ptr(),
          penalty_scale(),
          center_,

@@ -24,8 +24,8 @@ def exp_accurate(x):
         high = x * _LOG2E_HIGH
         low = tl.fma(x, _LOG2E_LOW, tl.fma(x, _LOG2E_HIGH, -high))
         y = tl.exp2(high)
-        # Beyond this range y is 0 or inf, where the correction would be inf - inf.
-        y += y * tl.where(tl.abs(high) < 160.0, low * _LN2, 0.0)
+        # Where y is inf, its product with the error would be inf - inf, or inf times 0.
+        y += tl.where(tl.abs(high) < 128.0, y * (low * _LN2), 0.0)
     return y
 
 

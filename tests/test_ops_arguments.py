@@ -202,6 +202,10 @@ def test_families_without_triton_kernels_say_so(monkeypatch: pytest.MonkeyPatch)
     assert reason == "the family 'likelihood' has no Triton kernels yet"
     with dgm_fast.backend("triton"), pytest.raises(RuntimeError, match="no Triton kernels yet"):
         ops.explain("cuda", "likelihood")
+    assert ops.explain("cuda", "adversarial") == ("triton", "CUDA tensors")
+    implementation, reason = ops.explain("cuda", "critic_step")
+    assert implementation == "reference" and "matrix products" in reason
+    assert ops.explain("cpu", "critic_step")[0] == "cpp"
 
 
 @pytest.mark.skipif(ops.active_isa() is None, reason="the C++ extension is not built")

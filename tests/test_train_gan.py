@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ from click.testing import CliRunner, Result
 
 from dgm_fast.cli import main
 from dgm_fast.data.toy import EIGHT_GAUSSIANS_SCALE, eight_gaussian_means, load_toy
-from dgm_fast.models import WGANGP
+from dgm_fast.metrics import sliced_wasserstein_distance
+from dgm_fast.models import FGAN, GAN, KLGAN, WGAN, WGANGP, ConditionalGAN, NonSaturatingGAN
+from dgm_fast.models._adversarial import AdversarialModel
 from dgm_fast.train import AdversarialStep, load_checkpoint
 
 SMALL = ["--latent-dim", "3", "--hidden-sizes", "8", "--channels", "2", "--batch-size", "200"]
@@ -137,3 +141,73 @@ def test_wgan_gp_covers_eight_gaussians(tmp_path: Path) -> None:
     counts = torch.bincount(mode[near], minlength=8)
     assert near.float().mean() > 0.7
     assert (counts > 80).all(), counts.tolist()
+
+
+# One offset and correlated Gaussian a class.
+LEARNED_MEANS = torch.tensor([[2.0, -1.0], [-2.0, 0.0]])
+LEARNED_FACTOR = torch.tensor([[0.8, 0.0], [0.5, 0.4]])
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Networks of 32 units only lose by sharing their products."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "steps"),
+    [
+        (GAN, {}, 300),
+        (NonSaturatingGAN, {}, 300),
+        (KLGAN, {}, 300),
+        (ConditionalGAN, {"num_classes": 2}, 300),
+        (WGAN, {"clip": 0.1}, 600),
+        (WGANGP, {"weight": 1.0}, 600),
+        (FGAN, {"divergence": "jensen_shannon"}, 300),
+        (FGAN, {"divergence": "pearson"}, 300),
+    ],
+)
+def test_each_kind_learns_a_gaussian(
+    kind: type[AdversarialModel], options: dict[str, Any], steps: int, one_thread: None
+) -> None:
+    """The generator's distribution comes to the data: per class, where there are labels."""
+    torch.manual_seed(0)
+    model = kind(
+        num_dims=2,
+        latent_dim=2,
+        hidden_sizes=(32, 32),
+        data_range=None,
+        average_decay=0.98,
+        **options,
+    )
+    step = AdversarialStep(
+        model,
+        torch.optim.Adam(model.discriminator.parameters(), 1e-3, (0.0, 0.9)),
+        torch.optim.Adam(
+            model.generator.parameters(), 2e-3 if kind is WGANGP else 1e-3, (0.0, 0.9)
+        ),
+        num_critic_steps=3 if issubclass(kind, WGAN | WGANGP) else 1,
+    )
+    classes = model.num_classes or 1
+
+    def draw(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.randint(classes, (n,))
+        return LEARNED_MEANS[labels] + torch.randn(n, 2) @ LEARNED_FACTOR.T, labels
+
+    data, labels = draw(1000)
+
+    def distance() -> float:
+        samples = model.sample(1000, labels=labels if classes > 1 else None)
+        return max(
+            sliced_wasserstein_distance(samples[labels == c], data[labels == c]).item()
+            for c in range(classes)
+        )
+
+    before = distance()
+    for _ in range(steps):
+        rows, row_labels = draw(128)
+        step((rows, row_labels) if classes > 1 else rows)
+    assert distance() < 0.4 * before

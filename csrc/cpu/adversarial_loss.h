@@ -119,8 +119,8 @@ inline Term<A> alpha_conjugate(const Vec<A>& v, A alpha) {
         power.slope * slope * Vec<A>(-exponent * inverse)};
   }
   const Vec<A> base = v * Vec<A>(alpha - A(1)) + one;
-  const auto positive = base > zero;
-  const Vec<A> safe = choose<A>(positive, base, one);
+  const auto outside = base <= zero; // NaN is not, and stays
+  const Vec<A> safe = choose<A>(outside, one, base);
   const Vec<A> log_power = Vec<A>(exponent) * safe.log();
   const Vec<A> limit(static_cast<A>(kExpLimit));
   const auto beyond = log_power > limit;
@@ -129,17 +129,17 @@ inline Term<A> alpha_conjugate(const Vec<A>& v, A alpha) {
   const Vec<A> power = choose<A>(beyond, highest * (one + (log_power - limit)), near);
   const Vec<A> slope = choose<A>(beyond, highest, near) / safe;
   return {
-      (choose<A>(positive, power, zero) - one) * Vec<A>(inverse),
-      choose<A>(positive, slope, zero) * Vec<A>((alpha - A(1)) * exponent * inverse)};
+      (choose<A>(outside, zero, power) - one) * Vec<A>(inverse),
+      choose<A>(outside, zero, slope) * Vec<A>((alpha - A(1)) * exponent * inverse)};
 }
 
 template <typename A>
 inline Term<A> pearson_conjugate(const Vec<A>& v) {
-  const auto above = v > Vec<A>(-2);
+  const auto outside = v <= Vec<A>(-2); // NaN is not, and stays
   const Vec<A> half = Vec<A>(0.5) * v;
   return {
-      choose<A>(above, half * half + v, Vec<A>(-1)),
-      choose<A>(above, half + Vec<A>(1), Vec<A>(0))};
+      choose<A>(outside, Vec<A>(-1), half * half + v),
+      choose<A>(outside, Vec<A>(0), half + Vec<A>(1))};
 }
 
 // visit(f) with f(v, options) -> Term for one of TERMS.

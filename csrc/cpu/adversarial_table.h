@@ -25,23 +25,23 @@ struct InterpolateArgs {
   void* out;
 };
 
-// Gradients [rows, size], each row in one piece.
+// Gradients [rows, size], each row in one piece; grad_scale [rows] in the sum's dtype, or null, is a factor of each.
 struct NormPenaltyArgs {
   int64_t rows, size;
   Dtype dtype;
-  const void* grad;
+  const void *grad, *grad_scale;
   double center;
   bool one_sided;
   void* norms; // [rows] in the sum's dtype
   double sum; // out: of (norm - center)^2
 };
 
-// direction = coefficient(norm) grad (+ row_scale x), where coefficient is `scale` times the derivative of
-// (norm - center)^2 in the gradient, 0 at norm 0.
+// direction = grad_scale^2 coefficient(norm) grad (+ row_scale x): `scale` times the derivative of (norm - center)^2 in
+// grad, 0 at norm 0, where norm is that of grad_scale grad.
 struct PenaltyDirectionArgs {
   int64_t rows, size;
   Dtype dtype;
-  const void* grad;
+  const void *grad, *grad_scale;
   const void* norms;
   double scale, center;
   bool one_sided;

@@ -59,10 +59,12 @@ void norm_penalty(NormPenaltyArgs& args) {
     using T = typename decltype(t)::type;
     using A = acc_t<T>;
     auto* norms = static_cast<A*>(args.norms);
+    const auto* scales = static_cast<const A*>(args.grad_scale);
     std::vector<double> terms(args.rows);
     at::parallel_for(0, args.rows, grain_rows(args.size), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
-        const double square =
+        const double factor = scales == nullptr ? 1.0 : scales[r];
+        const double square = factor * factor *
             square_sum(static_cast<const T*>(args.grad) + r * args.size, args.size);
         const double norm = std::sqrt(square);
         const double excess = norm - args.center;
@@ -100,10 +102,12 @@ void penalty_direction(const PenaltyDirectionArgs& args) {
     using T = typename decltype(t)::type;
     using A = acc_t<T>;
     const auto* norms = static_cast<const A*>(args.norms);
+    const auto* factors = static_cast<const A*>(args.grad_scale);
     const auto* scales = static_cast<const A*>(args.row_scale);
     at::parallel_for(0, args.rows, grain_rows(args.size), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
-        const Vec<A> factor(penalty_coefficient(norms[r], args));
+        const A s = factors == nullptr ? A(1) : factors[r];
+        const Vec<A> factor(s * s * penalty_coefficient(norms[r], args));
         const auto* grad = static_cast<const T*>(args.grad) + r * args.size;
         auto* out = static_cast<T*>(args.direction) + r * args.size;
         if (args.x == nullptr) {

@@ -14,6 +14,8 @@ from dgm_fast.ops import _extension
 BACKENDS = ("auto", "reference", "cpp", "triton")
 # Families whose ops have C++ kernels only; filled by registration.
 WITHOUT_TRITON: set[str] = set()
+# Ops that have no Triton kernel on purpose, and why.
+LIBRARY_OPS: dict[str, str] = {}
 
 # One process-wide setting rather than a context variable: backward runs on autograd's own threads,
 # and Dynamo guards on module globals, so that compiled code follows a change.
@@ -85,12 +87,15 @@ def explain(device_type: str, family: str | None = None) -> tuple[str, str]:
 
     Args:
         device_type: "cpu", "cuda", ...
-        family: of the op that is asked about; None for any that has every kernel.
+        family: of the op that is asked about, or the name of one that stands beside the families
+            ("critic_step"); None for any that has every kernel.
 
     Raises:
         RuntimeError: if the chosen backend cannot serve that device.
     """
     implementation, reason = _explain(device_type)
+    if implementation == "triton" and family in LIBRARY_OPS:
+        return "reference", LIBRARY_OPS[family]
     if implementation != "triton" or family not in WITHOUT_TRITON:
         return implementation, reason
     if _backend == "triton":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dgm_fast import reference
+from dgm_fast.kernels._dense import channels_dense, entries_dense, samples_dense
 from dgm_fast.ops._registry import OpSpec, register, registered
 from dgm_fast.reference import adversarial as formulas
 from dgm_fast.reference._common import compute_dtype
@@ -71,14 +72,6 @@ def _norm_penalty_fake(
     return gradient.new_empty((), dtype=dtype), gradient.new_empty(gradient.shape[:1], dtype=dtype)
 
 
-def _samples_dense(t: Tensor) -> bool:
-    """Each sample in one piece of memory, whatever the order of its entries."""
-    if t.is_contiguous():
-        return True
-    dense = torch.ops.aten.is_non_overlapping_and_dense.default(t)
-    return dense and (t.shape[0] <= 1 or t.stride(0) * t.shape[0] == t.numel())
-
-
 def _norm_penalty_backward_fake(
     grad: Tensor,
     penalty: Tensor,
@@ -91,7 +84,7 @@ def _norm_penalty_backward_fake(
 ) -> Tensor:
     if not mask[0]:
         return _empty(gradient)
-    dense = _samples_dense(gradient)
+    dense = samples_dense(gradient)
     return torch.empty_like(gradient) if dense else gradient.new_empty(gradient.shape)
 
 
@@ -109,8 +102,7 @@ def _interpolate_example(device: torch.device, dtype: torch.dtype) -> tuple[Any,
 
 
 def _leaky_relu_fake(x: Tensor, slope: float) -> Tensor:
-    dense = x.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense.default(x)
-    return torch.empty_like(x) if dense else x.new_empty(x.shape)
+    return torch.empty_like(x) if entries_dense(x) else x.new_empty(x.shape)
 
 
 def _leaky_relu_backward_fake(
@@ -123,15 +115,8 @@ def _leaky_relu_example(device: torch.device, dtype: torch.dtype) -> tuple[Any, 
     return torch.randn(6, 37, device=device, dtype=dtype), 0.2
 
 
-def _channels_dense(x: Tensor) -> bool:
-    if x.is_contiguous():
-        return True
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return x.ndim in formats and x.is_contiguous(memory_format=formats[x.ndim])
-
-
 def _bias_leaky_relu_fake(x: Tensor, bias: Tensor, slope: float) -> Tensor:
-    return torch.empty_like(x) if _channels_dense(x) else x.new_empty(x.shape)
+    return torch.empty_like(x) if channels_dense(x) else x.new_empty(x.shape)
 
 
 def _bias_leaky_relu_backward_fake(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dgm_fast.ops import _extension
+from dgm_fast.ops import _backend, _extension
 from dgm_fast.ops._registry import NAMESPACE, STANDALONE
 from dgm_fast.ops.adversarial import term_code
 from dgm_fast.reference import critic_step as formulas
@@ -103,3 +103,6 @@ if _extension.extension is not None:
     torch.library.register_fake(f"{NAMESPACE}::critic_step", _fake, lib=_library)
 
 STANDALONE.add("critic_step")
+_backend.LIBRARY_OPS["critic_step"] = (
+    "critic_step is the library's matrix products and convolutions, with plain PyTorch between them"
+)

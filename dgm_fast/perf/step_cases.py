@@ -178,9 +178,11 @@ def gated_pixel_cnn_step(
         return rows.view(batch_size, 1, side, side), source
 
     return StepCase(
+        label,
         "gated_pixel_cnn_step",
         "bernoulli",
         (batch_size, 1, side, side, channels, num_layers),
+        model,
         data,
         plain=_cropped_convolutions if cropped else _masked_convolutions,
     )

@@ -130,13 +130,13 @@ def _alpha_conjugate(v: Tensor, alpha: float) -> Tensor:
         return (_power_of_softplus(v, alpha) - 1.0) / alpha
     exponent = alpha / (alpha - 1.0)
     base = v * (alpha - 1.0) + 1.0
-    positive = base > 0.0
-    safe = torch.where(positive, base, 1.0)
+    outside = base <= 0.0  # NaN is not, and stays
+    safe = torch.where(outside, 1.0, base)
     log_power = exponent * safe.log()
     beyond = math.exp(EXP_LIMIT) * (1.0 + (log_power - EXP_LIMIT))
     bounded = torch.where(log_power > EXP_LIMIT, 1.0, safe)
     power = torch.where(log_power > EXP_LIMIT, beyond, bounded.pow(exponent))
-    return (torch.where(positive, power, 0.0) - 1.0) / alpha
+    return (torch.where(outside, 0.0, power) - 1.0) / alpha
 
 
 def _weighted_js_conjugate(v: Tensor, pi: float) -> Tensor:
@@ -179,7 +179,7 @@ def _conjugate(divergence: str, v: Tensor, alpha: float, pi: float) -> Tensor:
             return v - 1.0
         case "pearson":
             # Density ratios are not negative: below v = -2 the supremum is at u = 0.
-            return torch.where(v > -2.0, 0.25 * v * v + v, -1.0)
+            return torch.where(v <= -2.0, -1.0, 0.25 * v * v + v)
         case "neyman":
             return -2.0 * tangent_expm1(-0.5 * v)
         case "squared_hellinger":

@@ -108,7 +108,7 @@ def critic_step(
     out = h[-1]
     loss = out.new_zeros(())
     seeds = []
-    scale = None
+    scale = unit_scale = None
     if penalty != ALONE:
         value_real, seed_real = _term(out[:n], real_term)
         value_fake, seed_fake = _term(out[n : 2 * n], fake_term)
@@ -120,8 +120,13 @@ def critic_step(
     if penalty in (AT_REAL, AT_FAKE):
         at = 0 if penalty == AT_REAL else 1
         place = slice(at * n, (at + 1) * n)
-        scale = seeds[at].reshape(n)
-        seeds[at] = torch.ones_like(seeds[at])
+        # Mantissas and powers of two: signals of a common seed would be rounded alike in all samples,
+        # errors that stay where the signals of real and fake samples cancel.
+        mantissa, exponent = torch.frexp(seeds[at])
+        zero = mantissa == 0
+        power = torch.where(zero, 0.0, torch.ldexp(torch.ones_like(mantissa), exponent))
+        seeds[at] = torch.where(zero, 1.0, mantissa)
+        scale, unit_scale = power.reshape(n), seeds[at].reciprocal().reshape(n)
     signals = [layers[-1].mask(out, torch.cat(seeds))]
     for i in range(len(layers) - 1, 0, -1):
         signals.append(layers[i - 1].mask(h[i], layers[i].backward(signals[-1], h[i], 0)))
@@ -130,7 +135,8 @@ def critic_step(
         gradient = layers[0].backward(signals[0][place], h[0][place], 0)
         with torch.enable_grad():
             gradient.requires_grad_()
-            value, _ = norm_penalty(gradient, weight, center, one_sided)
+            of_outputs = gradient if unit_scale is None else _row_scaled(gradient, unit_scale)
+            value, _ = norm_penalty(of_outputs, weight, center, one_sided)
             (direction,) = torch.autograd.grad(value, gradient)
         loss = loss + value.detach()
     if not with_gradients:

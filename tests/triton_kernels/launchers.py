@@ -39,6 +39,10 @@ DIFFERENTIABLE = {
     "actnorm": (0, 1, 2),
     "rational_quadratic_spline": (0, 1, 2, 3),
     "logistic_mixture_cdf": (0, 1, 2, 3),
+    "adversarial_loss": (0, 1),
+    "norm_penalty": (0,),
+    "leaky_relu": (0,),
+    "bias_leaky_relu": (0, 1),
 }
 SAVED = {
     "log_mean_exp": 1,
@@ -49,6 +53,10 @@ SAVED = {
     "nade_categorical_log_prob": 2,
     "rnade_log_prob": 2,
     "logistic_mixture_cdf": 1,
+    "adversarial_loss": 3,
+    "norm_penalty": 2,
+    "leaky_relu": 1,
+    "bias_leaky_relu": 1,
 }
 # How many outputs are differentiable, where it is not one.
 OUTPUTS = {"affine_coupling": 2, "rational_quadratic_spline": 2, "logistic_mixture_cdf": 2}

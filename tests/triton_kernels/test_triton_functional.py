@@ -66,6 +66,13 @@ def _calls() -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
     def mixture_nade(x: Tensor, *parameters: Tensor) -> Tensor:
         return F.rnade_log_prob(x, *parameters[:-1], activation_scale=parameters[-1])
 
+    samples = torch.randn(2, B, D, dtype=torch.float64)
+
+    def penalty(hidden: Tensor, output: Tensor) -> Tensor:
+        eps = torch.linspace(0, 1, B, dtype=torch.float64)
+        critic = lambda x: F.leaky_relu(x @ hidden.T, 0.2) @ output.T  # noqa: E731
+        return F.gradient_penalty(critic, *samples, eps=eps, method="exact")
+
     heads = [_leaf(*shape) for shape in ((3, 2, L), (3, 2)) * 3]
 
     return {
@@ -112,6 +119,20 @@ def _calls() -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
             [_leaf(L, 3, 6), _leaf(L), _leaf(3, 6, L), _leaf(3, 6)],
         ),
         "rnade": (mixture_nade, [_leaf(B, 3), _leaf(L, 3), _leaf(L), *heads, _leaf(3)]),
+        "discriminator loss": (
+            lambda real, fake: F.discriminator_loss(real, fake, "non_saturating"),
+            [_leaf(B), _leaf(K, D)],
+        ),
+        "f-divergence": (
+            lambda real, fake: F.f_divergence_loss(real, fake, "jeffrey"),
+            [_leaf(B), _leaf(B)],
+        ),
+        "leaky relu": (lambda x: F.leaky_relu(x, 0.2), [_leaf(B, D)]),
+        "bias and leaky relu": (
+            lambda x, bias: F.bias_leaky_relu(x, bias, 0.2),
+            [_leaf(B, D, L), _leaf(D)],
+        ),
+        "gradient penalty": (penalty, [_leaf(L, D), _leaf(1, L)]),
         "iwae": (iwae, [_leaf(B, K, D), _leaf(B, K, L), _leaf(B, L), _leaf(B, L)]),
         "dreg": (dreg, [_leaf(B, K, D), _leaf(B, L), _leaf(B, L), _leaf(L, D)]),
     }

@@ -42,6 +42,7 @@ def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
     """name -> (launcher call, register bound)."""
     from dgm_fast.kernels import (
+        adversarial,
         autoregressive,
         coupling,
         latent,
@@ -189,6 +190,22 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
             None,
         )
 
+    def loss(real: int, fake: int, size: int = 256, alpha: float = 0.5) -> Any:
+        outputs = t(size, 1), t(size, 1)
+        return adversarial.adversarial_loss_fwd(*outputs, fake, -real, alpha, 0.3)
+
+    def norm_penalty(backward: bool = False) -> Any:
+        args = t(64, 3, 64, 64), 10.0, 1.0, True
+        if not backward:
+            return adversarial.norm_penalty_fwd(*args)
+        return adversarial.norm_penalty_bwd(f(), f(), f(64), *args, yes[:1])
+
+    def activation(bias: bool, shape: tuple[int, ...], mask: list[bool] | None = None) -> Any:
+        op, args = ("bias_leaky_relu", (t(shape[1]), 0.2)) if bias else ("leaky_relu", (0.2,))
+        if mask is None:
+            return getattr(adversarial, f"{op}_fwd")(t(*shape), *args)
+        return getattr(adversarial, f"{op}_bwd")(t(*shape), t(*shape), t(*shape), *args, mask)
+
     def bound(code: int, out: torch.Tensor, log_var_out: Any, data: torch.Tensor) -> Any:
         return latent.iwae_bound_fwd(
             out, log_var_out, data[:, 0], z, mean, log_var, None, code, False
@@ -295,6 +312,30 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
         "affine flow": (lambda: inverse(AffineMap("softplus"), 256, 64, 256, 256), INVERSE),
         "affine flow backward": (lambda: adjoint(256, 64, 256, 256), INVERSE),
         "spline flow": (lambda: inverse(SplineMap(8, inverse=True), 256, 64, 256, 256), INVERSE),
+        "loss": (lambda: loss(3, 2), USUAL),
+        "loss of a map": (lambda: loss(3, 2, 1 << 22), USUAL),
+        "loss, Jeffrey": (lambda: loss(14, 25), WIDE),
+        "loss, alpha": (lambda: loss(18, 29, alpha=1.5), WIDE),
+        "loss backward": (
+            lambda: adversarial.adversarial_loss_bwd(
+                f(), f(), f(256, 1), f(256, 1), t(256, 1), t(256, 1), 1, 1, 2.0, 0.5, yes[:2]
+            ),
+            USUAL,
+        ),
+        "interpolation": (
+            lambda: adversarial.interpolate_fwd(t(64, 3, 64, 64), t(64, 3, 64, 64), f(64)),
+            USUAL,
+        ),
+        "norm penalty": (norm_penalty, WIDE),
+        "norm penalty backward": (lambda: norm_penalty(True), USUAL),
+        "leaky relu": (lambda: activation(False, (B, 64, 14, 14)), USUAL),
+        "leaky relu backward": (lambda: activation(False, (B, 64, 14, 14), yes[:1]), USUAL),
+        "bias and leaky relu": (lambda: activation(True, (B, 64, 14, 14)), USUAL),
+        "bias and leaky relu backward": (
+            lambda: activation(True, (B, 64, 14, 14), yes[:2]),
+            WIDE,
+        ),
+        "bias and leaky relu backward, rows": (lambda: activation(True, (B, 512), yes[:2]), WIDE),
         "kl": (lambda: latent.gaussian_kl_fwd(mean, log_var, t(L), t(L), 1), WIDE),
         "kl backward": (
             lambda: latent.gaussian_kl_bwd(f(B), mean, log_var, t(L), t(L), 1, yes[:4]),
