@@ -27,13 +27,14 @@ class PixelNetworkBuilder:
 
     Attributes:
         image: buffer 0, the image as the network sees it.
+        layers: what was added so far.
     """
 
     image: int = 0
 
     def __init__(self, draw: PixelDraw) -> None:
         self._draw = draw
-        self._layers: list[PixelLayer] = []
+        self.layers: list[PixelLayer] = []
         self._channels = [draw.input_channels]
         self._strides = [1]
         self._moments = ["pixel"]
@@ -143,13 +144,13 @@ class PixelNetworkBuilder:
             ValueError, TypeError: if a layer is not causal or shapes do not match; the message says why.
         """
         network = PixelNetwork(
-            tuple(self._layers), tuple(self._channels), tuple(self._strides), output, self._draw
+            tuple(self.layers), tuple(self._channels), tuple(self._strides), output, self._draw
         )
         check_network(network)
         return network
 
     def _add(self, layer: PixelLayer) -> int:
-        self._layers.append(layer)
+        self.layers.append(layer)
         self._moments[layer.output] = layer.moment
         return layer.output
 
