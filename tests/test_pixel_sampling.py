@@ -92,7 +92,7 @@ def test_in_painting(network: str, draw: str) -> None:
     values, given = random_condition(described.draw, 4, (6, 7))
     x = functional.sample_pixels(described, noise, conditioned_on=(values, given))
     assert_same(x[given].double(), values[given].double())
-    drawn = redrawn(described, noise, x)
+    drawn = redrawn(described, noise, x, given)
     assert_same(x[~given], drawn[~given])
     with ops.backend("reference"):
         again = functional.sample_pixels(described, noise, conditioned_on=(values, given))

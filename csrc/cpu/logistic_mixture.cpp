@@ -1,17 +1,9 @@
 // Discretized mixture of logistics (PixelCNN++): a vector of pixels at a time, one pass over its mixtures.
 //
-// With m = |x - mean| / s, u = (half a bin) / s, E = exp(-m), q = exp(-u), everything that the piecewise
-// definition needs is rational in E and q, without cancellation:
-//
-//   CDF difference               E (1 - q^2) / ((1 + E q)(q + E))
-//   outermost bin, mean inside   1 / (1 + E q)
-//   outermost bin, mean outside  exp(-m) / (q + E)
-//   density times width          exp(-m - log s) / (1 + E)^2 * 2 / (levels - 1)
-//
-// Each is exp(linear) numerator / denominator; the fractions are multiplied over the channels before one
-// logarithm.
+// The probabilities of logistic_term.h are fractions; they are multiplied over the channels before one logarithm.
 
 #include "dispatch.h"
+#include "logistic_term.h"
 #include "mixture_table.h"
 
 #include <atomic>
@@ -21,120 +13,8 @@ namespace dgm_fast {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-constexpr double kMinLogScale = -7.0;
-constexpr double kMinDifference = 1e-5;
-// exp(-2 kMaxExponent) is not visible beside 1, and cubes of exp(-kMaxExponent) kMinDifference are normal.
-template <typename A>
-inline constexpr A kMaxExponent = std::is_same_v<A, double> ? A(20) : A(10);
 // Pixels that one partial sum covers, whatever the number of threads.
 constexpr int64_t kPixelBlock = 1024;
-
-template <typename A>
-struct Constants {
-  A half_bin, edge, log_bins;
-
-  explicit Constants(const LogisticMixtureArgs& args)
-      : half_bin(A(1.0 / (args.levels - 1))),
-        edge(A(args.edge)),
-        log_bins(A(std::log((args.levels - 1) / 2))) {}
-};
-
-// One channel of a vector of pixels.
-template <typename A>
-struct Pixel {
-  Vec<A> x;
-  Mask<A> left, edge; // in the leftmost bin, in either of the outermost
-  bool any_edge;
-
-  Pixel() = default;
-  Pixel(const Vec<A>& value, const Constants<A>& constants)
-      : x(value),
-        left(less(value, Vec<A>(-constants.edge))),
-        edge(left | less(Vec<A>(constants.edge), value)),
-        any_edge(edge.any()) {}
-};
-
-template <typename A>
-struct Term {
-  Vec<A> linear, numerator, denominator;
-  Vec<A> d_mean, d_log_scale; // of the log-probability
-};
-
-// Inlined by force: as a call it would pass its vectors through memory.
-template <bool Grad, typename A>
-[[gnu::always_inline]] inline Term<A> logistic_term(
-    const Pixel<A>& pixel,
-    const Vec<A>& mean,
-    const Vec<A>& raw_log_scale,
-    const Constants<A>& constants) {
-  const Vec<A> zero(0);
-  const Vec<A> one(1);
-  const Vec<A> log_scale = at_least(raw_log_scale, A(kMinLogScale));
-  const Vec<A> inverse = exp_short(at_least(log_scale.neg(), A(-87)));
-  const Vec<A> centre = (pixel.x - mean) * inverse;
-  const Vec<A> m = centre.abs();
-  const Vec<A> u = Vec<A>(constants.half_bin) * inverse;
-  // Coarse levels: E and q may both underflow where their ratio decides. A common factor is taken out of
-  // them, which changes nothing else that is visible.
-  const Vec<A> shift = at_least(at::vec::minimum(m, u) - Vec<A>(kMaxExponent<A>), A(0));
-  const Vec<A> e = exp_to_zero(shift - m);
-  const auto [q, minus] = exp_pair(shift - u);
-  const Vec<A> width = minus.neg() * (one + q); // 1 - q^2
-  const Vec<A> far = at::vec::fmadd(e, q, one);
-  const Vec<A> near = q + e;
-  const Vec<A> product = far * near;
-  const Vec<A> whole = e * width;
-  const Vec<A> one_e = one + e;
-  const auto difference = less(Vec<A>(A(kMinDifference)) * product, whole);
-  Term<A> term;
-  term.numerator = select(difference, whole, one);
-  term.denominator = select(difference, product, one_e * one_e);
-  term.linear =
-      select(difference, zero, m.neg() - log_scale - Vec<A>(constants.log_bins));
-  const auto negative = less(centre, zero);
-  Vec<A> by_centre, by_u, divisor; // numerators of the derivatives and their common denominator
-  if constexpr (Grad) {
-    const Vec<A> slope = select(difference, q * (one - e * e) * width, one - e);
-    by_centre = select(negative, slope, slope.neg());
-    by_u = select(difference, q * at::vec::fmadd(near, near, far * far), zero);
-    divisor = select(difference, product * width, one_e);
-  }
-  auto direct = difference; // whether the log-scale does not appear by itself
-  if (pixel.any_edge) {
-    // The leftmost bin holds the mean where x >= mean, the rightmost where x <= mean.
-    const auto inside = (pixel.left & less_equal(zero, centre)) |
-        (less(zero, pixel.x) & less_equal(centre, zero));
-    const Vec<A> denominator = select(inside, far, near);
-    term.numerator = select(pixel.edge, one, term.numerator);
-    term.denominator = select(pixel.edge, denominator, term.denominator);
-    term.linear = select(pixel.edge, select(inside, zero, shift - m), term.linear);
-    if constexpr (Grad) {
-      const Vec<A> slope = select(inside, q * e, q);
-      by_centre = select(pixel.edge, select(pixel.left, slope, slope.neg()), by_centre);
-      by_u = select(pixel.edge, slope, by_u);
-      divisor = select(pixel.edge, denominator, divisor);
-      direct = direct | pixel.edge;
-    }
-  }
-  if constexpr (Grad) {
-    const Vec<A> inverse_divisor = reciprocal(divisor);
-    const Vec<A> d_centre = by_centre * inverse_divisor;
-    const Vec<A> d_scale = at::vec::fmadd(centre, d_centre, u * by_u * inverse_divisor);
-    term.d_mean = (inverse * d_centre).neg();
-    const Vec<A> d_log_scale = select(direct, d_scale.neg(), d_scale.neg() - one);
-    const auto clamped = less(raw_log_scale, Vec<A>(A(kMinLogScale)));
-    term.d_log_scale = select(clamped, zero, d_log_scale);
-  }
-  return term;
-}
-
-// tanh without cancellation around 0.
-template <typename A>
-[[gnu::always_inline]] inline Vec<A> tanh_of(const Vec<A>& v) {
-  const Vec<A> minus = exp_pair(v.abs() * Vec<A>(-2)).minus_one;
-  const Vec<A> positive = minus.neg() * reciprocal(Vec<A>(2) + minus);
-  return select(less(v, Vec<A>(0)), positive.neg(), positive);
-}
 
 // The parameters of one image at a vector of pixels.
 template <typename T>
@@ -210,8 +90,8 @@ template <bool Grad, int C, typename T>
 inline Vec<acc_t<T>> mixture_log_prob(
     const Parameters<T>& parameters,
     int64_t k,
-    const Pixel<acc_t<T>>* pixel,
-    const Constants<acc_t<T>>& constants,
+    const BinnedValue<acc_t<T>>* pixel,
+    const LogisticBins<acc_t<T>>& constants,
     acc_t<T>* derivatives) {
   using A = acc_t<T>;
   constexpr int lanes = kLanes<A>;
@@ -232,9 +112,9 @@ inline Vec<acc_t<T>> mixture_log_prob(
   };
   visit(0, parameters.at(parameters.row(0, k, 0)));
   if constexpr (C == 3) {
-    const Vec<A> red_in_green = tanh_of(parameters.at(parameters.row(2, k, 0)));
-    const Vec<A> red_in_blue = tanh_of(parameters.at(parameters.row(2, k, 1)));
-    const Vec<A> green_in_blue = tanh_of(parameters.at(parameters.row(2, k, 2)));
+    const Vec<A> red_in_green = tanh_slope(parameters.at(parameters.row(2, k, 0))).value;
+    const Vec<A> red_in_blue = tanh_slope(parameters.at(parameters.row(2, k, 1))).value;
+    const Vec<A> green_in_blue = tanh_slope(parameters.at(parameters.row(2, k, 2))).value;
     const Vec<A>& red = pixel[0].x;
     const Vec<A>& green = pixel[1].x;
     const Vec<A> d_green = visit(
@@ -280,7 +160,7 @@ inline void each_vector(
     const LogisticMixtureArgs& args,
     int64_t sample,
     int64_t block,
-    const Constants<acc_t<T>>& constants,
+    const LogisticBins<acc_t<T>>& constants,
     F&& visit) {
   using A = acc_t<T>;
   const int64_t rows = C == 1 ? 3 * args.mixtures : 10 * args.mixtures;
@@ -290,9 +170,9 @@ inline void each_vector(
   for (int64_t j = block * kPixelBlock; j < end; j += kLanes<A>) {
     const int64_t count = std::min<int64_t>(kLanes<A>, end - j);
     const Parameters<T> parameters{args, image + j, count};
-    Pixel<A> pixel[C];
+    BinnedValue<A> pixel[C];
     for (int c = 0; c < C; ++c) {
-      pixel[c] = Pixel<A>(vload(x + c * args.pixels + j, count), constants);
+      pixel[c] = BinnedValue<A>(vload(x + c * args.pixels + j, count), constants);
     }
     visit(j, parameters, pixel);
   }
@@ -316,7 +196,7 @@ void logistic_mixture(LogisticMixtureArgs& args) {
     using T = typename decltype(t)::type;
     using A = acc_t<T>;
     constexpr int C = decltype(channels)::value;
-    const Constants<A> constants(args);
+    const LogisticBins<A> constants(args.levels, args.edge);
     std::vector<A> partial(args.batch * blocks);
     at::parallel_for(0, args.batch * blocks, 1, [&](int64_t begin, int64_t end) {
       Scratch<A> scratch(args.mixtures, 0);
@@ -327,7 +207,7 @@ void logistic_mixture(LogisticMixtureArgs& args) {
             item / blocks,
             item % blocks,
             constants,
-            [&](int64_t, const Parameters<T>& parameters, const Pixel<A>* pixel) {
+            [&](int64_t, const Parameters<T>& parameters, const BinnedValue<A>* pixel) {
               for (int c = 0; c < C; ++c) {
                 if (!less_equal(pixel[c].x.abs(), Vec<A>(1)).all()) {
                   invalid.store(true, std::memory_order_relaxed);
@@ -371,7 +251,7 @@ void logistic_mixture_grad(const LogisticMixtureGradArgs& args) {
     constexpr int C = decltype(channels)::value;
     constexpr int lanes = kLanes<A>;
     constexpr int derivatives = kDerivatives<C, A>;
-    const Constants<A> constants(in);
+    const LogisticBins<A> constants(in.levels, in.edge);
     const auto* grad = static_cast<const A*>(args.grad);
     const int64_t rows = C == 1 ? 3 * in.mixtures : 10 * in.mixtures;
     at::parallel_for(0, in.batch * blocks, 1, [&](int64_t begin, int64_t end) {
@@ -385,7 +265,7 @@ void logistic_mixture_grad(const LogisticMixtureGradArgs& args) {
             sample,
             item % blocks,
             constants,
-            [&](int64_t j, const Parameters<T>& parameters, const Pixel<A>* pixel) {
+            [&](int64_t j, const Parameters<T>& parameters, const BinnedValue<A>* pixel) {
               const Weights<A> weights(parameters);
               for (int64_t k = 0; k < in.mixtures; ++k) {
                 const Vec<A> log_prob = mixture_log_prob<true, C>(

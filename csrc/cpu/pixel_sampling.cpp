@@ -31,7 +31,10 @@ class Sampler {
         padded_(divide_up(images, kLanes<A>) * kLanes<A>),
         params_(plan.buffers[args.output].channels * padded_),
         noise_((1 + args.draw.colors) * padded_),
-        drawn_(args.draw.colors * padded_) {
+        drawn_(args.draw.colors * padded_),
+        given_(args.draw.colors * padded_),
+        values_(args.draw.colors * padded_),
+        mixture_(args.draw) {
     int64_t size = 0;
     for (const BufferPlan& buffer : plan.buffers) {
       start_.push_back(size);
@@ -50,6 +53,8 @@ class Sampler {
     sources_.resize(sources);
     std::fill_n(params_.data(), plan.buffers[args.output].channels * padded_, A(0));
     std::fill_n(noise_.data(), (1 + args.draw.colors) * padded_, A(0.5));
+    std::fill_n(given_.data(), args.draw.colors * padded_, A(0));
+    std::fill_n(values_.data(), args.draw.colors * padded_, A(0));
   }
 
   void run_row(int64_t y) {
@@ -250,12 +255,14 @@ class Sampler {
     const int64_t colors = mixture ? draw.colors : 1;
     load_noise(pixel, plane, step, mixture ? draw.noises() : 1);
     load_params(x, step);
+    const bool some_given = mixture && load_given(pixel, plane);
     for (int64_t r = 0; r < padded_; r += kLanes<A>) {
       const A* uniforms = noise_.data() + r;
       A* params = params_.data() + r;
       A* drawn = drawn_.data() + r;
       if (mixture) {
-        pixel_mixture(draw, params, uniforms, padded_, drawn);
+        const GivenColors<A> known{given_.data() + r, values_.data() + r};
+        mixture_.run(params, uniforms, padded_, some_given ? &known : nullptr, drawn);
       } else if (draw.kind == PixelDrawKind::Bernoulli) {
         pixel_bernoulli(params, Vec<A>::loadu(uniforms)).store(drawn);
       } else {
@@ -273,6 +280,25 @@ class Sampler {
         encode(x, n, first + c, value);
       }
     }
+  }
+
+  // Which colours of a pixel are given in any image, and their values; false where none is.
+  bool load_given(int64_t pixel, int64_t plane) {
+    if (args_.given == nullptr) {
+      return false;
+    }
+    const int64_t colors = args_.draw.colors;
+    bool any = false;
+    for (int64_t c = 0; c < colors; ++c) {
+      for (int64_t n = 0; n < images_; ++n) {
+        const int64_t entry = ((first_ + n) * colors + c) * plane + pixel;
+        const bool given = args_.given[entry];
+        any = any || given;
+        given_.data()[c * padded_ + n] = given ? A(1) : A(0);
+        values_.data()[c * padded_ + n] = given ? static_cast<const A*>(args_.values)[entry] : A(0);
+      }
+    }
+    return any;
   }
 
   void load_noise(int64_t pixel, int64_t plane, int64_t first, int64_t count) {
@@ -328,6 +354,8 @@ class Sampler {
   std::vector<A> memory_;
   std::vector<Source<A>> sources_;
   Scratch<A> params_, noise_, drawn_; // [parameter or colour, image]
+  Scratch<A> given_, values_; // of a mixture's colours, [colour, image]
+  PixelMixture<A> mixture_;
 };
 
 template <typename A>

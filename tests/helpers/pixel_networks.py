@@ -306,8 +306,11 @@ def encoded(draw: PixelDraw, x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat([image, image.new_ones(len(x), draw.ones, *x.shape[2:])], 1)
 
 
-def redrawn(network: PixelNetwork, noise: Tensor, x: Tensor) -> Tensor:
-    """What the noise makes of the parameters at the image x: x itself, where every pixel was drawn so."""
+def redrawn(network: PixelNetwork, noise: Tensor, x: Tensor, given: Tensor | None = None) -> Tensor:
+    """What the noise makes of the parameters at the image x: x itself, where every pixel was drawn so.
+
+    A given colour has a say in the component of its pixel.
+    """
     draw = network.draw
     params = dense_parameters(network, encoded(draw, x, noise.dtype))
     if draw.kind == "bernoulli":
@@ -316,7 +319,11 @@ def redrawn(network: PixelNetwork, noise: Tensor, x: Tensor) -> Tensor:
         logits = params.unflatten(1, (draw.levels, draw.colors)).movedim(1, -1)
         return draw_class(logits, noise)
     return functional.sample_discretized_logistic_mixture(
-        params, num_mixtures=draw.num_mixtures, levels=draw.levels, noise=noise
+        params,
+        num_mixtures=draw.num_mixtures,
+        levels=draw.levels,
+        noise=noise,
+        conditioned_on=None if given is None else (x, given),
     )
 
 
