@@ -20,6 +20,7 @@ from dgm_fast.nn import (
     Squeeze,
     Transform,
 )
+from dgm_fast.perf.memory import peak_of
 
 
 def randomize(module: nn.Module, scale: float = 0.1, seed: int = 0) -> None:
@@ -169,6 +170,28 @@ def test_memory_does_not_grow_with_depth() -> None:
     assert saved(shallow) == saved(deep) > 0
     plain = [saved(Compose(parts(depth=d))) for d in (2, 12)]
     assert plain[1] > 4 * plain[0] > 4 * saved(deep)
+
+
+def test_peak_memory_of_32_layers() -> None:
+    def layers() -> list[Transform]:
+        return [
+            ImageCoupling(3, "checkerboard", flip=i % 2 == 1, channels=8, num_blocks=1)
+            for i in range(32)
+        ]
+
+    x = torch.randn(2, 3, 32, 32)
+    peaks = []
+    for build in (Compose, ReversibleCompose):
+        stack = build(layers())
+
+        def step(stack: Compose = stack) -> None:
+            z, log_det = stack(x)
+            (0.5 * z.square().sum() - log_det.sum()).backward()
+            stack.zero_grad()
+
+        step()
+        peaks.append(peak_of(step, torch.device("cpu")))
+    assert peaks[1] < peaks[0] / 5
 
 
 class Dropping(ConvResNet):

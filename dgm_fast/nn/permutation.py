@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dgm_fast.nn.transform import Transform
-from dgm_fast.reference._common import compute_dtype
+from dgm_fast.nn.transform import Transform, zero_log_det
 
 
 class Permutation(Transform):
@@ -36,11 +35,7 @@ class Permutation(Transform):
         self.register_buffer("permutation", values.to(torch.int64, copy=True))
 
     def forward(self, x: Tensor, *, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return x.index_select(1, self.permutation), _zeros(x)
+        return x.index_select(1, self.permutation), zero_log_det(x)
 
     def inverse(self, z: Tensor, *, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return z.index_select(1, self.permutation.argsort()), _zeros(z)
-
-
-def _zeros(x: Tensor) -> Tensor:
-    return x.new_zeros(len(x), dtype=compute_dtype(x))
+        return z.index_select(1, self.permutation.argsort()), zero_log_det(z)

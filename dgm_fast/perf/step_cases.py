@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dgm_fast import reference
 from dgm_fast.perf import plain
+from dgm_fast.perf.image_flow_steps import IMAGE_FLOW_STEPS
 from dgm_fast.perf.step import StepCase
 
 
@@ -270,4 +271,5 @@ STEPS = (
     gated_pixel_cnn_step("mnist-cropped", 128, 10, 28, 16, cropped=True),
     made_step("mnist-wide", 784, (8000, 8000), 100),
     nsf_step("miniboone", 43, 10, 256, 8, 512),
+    *IMAGE_FLOW_STEPS,
 )

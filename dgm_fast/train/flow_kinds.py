@@ -17,7 +17,7 @@ from dgm_fast.train.dequantize import (
     density_levels,
     sampled_figures,
 )
-from dgm_fast.train.image_flow_kinds import build_real_nvp, fits_images
+from dgm_fast.train.image_flow_kinds import REAL_NVP, build_real_nvp, fits_images
 from dgm_fast.train.registry import ModelKind, register
 
 # Of Durkan et al. (2019), appendix B.1, whose steps are clipped too.
@@ -52,7 +52,11 @@ def _build_realnvp(dataset: Dataset, options: Mapping[str, Any]) -> nn.Module:
     if architecture not in ("conv", "mlp"):
         raise ValueError(f"architecture must be conv or mlp, got {architecture!r}")
     if architecture == "mlp":
-        return fitted(RealNVP(dataset.num_dims, **of_vectors), dataset, "realnvp")
+        if options["dequantization"] == "variational":
+            raise ValueError("variational dequantization is for the architecture conv")
+        # Those of images are refused by name.
+        of_images = {name: options[name] for name in REAL_NVP}
+        return fitted(RealNVP(dataset.num_dims, **of_vectors, **of_images), dataset, "realnvp")
     if any(value is not None for value in of_vectors.values()):
         raise ValueError("num_layers and hidden_sizes are for the architecture mlp")
     return build_real_nvp(dataset, options)
@@ -94,11 +98,8 @@ register(
             "architecture": None,
             "num_layers": None,
             "hidden_sizes": None,
-            "num_levels": None,
-            "channels": None,
-            "num_blocks": None,
-            "dequantization": "uniform",
-            "reversible": False,
+            **dict.fromkeys(REAL_NVP),
+            "dequantization": None,
         },
         _build_realnvp,
         bound_figures,

@@ -19,6 +19,7 @@ DEQUANTIZATIONS = ("uniform", "variational")
 # A network of convolutions an importance sample: fewer samples than of other models.
 _DEFAULTS = {"lr": 1e-3, "clip_norm": 50.0, "eval_samples": 20}
 # Arguments of the models.
+REAL_NVP = ("num_levels", "channels", "num_blocks", "reversible")
 _GLOW: dict[str, Any] = {"num_levels": 2, "num_steps": 8, "channels": 64, "reversible": False}
 _FLOWPP: dict[str, Any] = {
     "num_mixtures": 8,
@@ -70,11 +71,10 @@ def build_real_nvp(dataset: Dataset, options: Mapping[str, Any]) -> nn.Module:
     """RealNVP with convolutions."""
 
     def make(shape: tuple[int, int, int], unit_interval: bool) -> Flow:
-        names = ("num_levels", "channels", "num_blocks", "reversible")
-        chosen = {name: options[name] for name in names}
+        chosen = {name: options[name] for name in REAL_NVP}
         return RealNVP(shape, logit_alpha=0.05 if unit_interval else None, **chosen)
 
-    return image_model(dataset, "realnvp", options["dequantization"], make)
+    return image_model(dataset, "realnvp", options["dequantization"] or "uniform", make)
 
 
 def _build_glow(dataset: Dataset, options: Mapping[str, Any]) -> nn.Module:
