@@ -185,11 +185,11 @@ def gated_pixel_cnn_step(
         (batch_size, 1, side, side, channels, num_layers),
         model,
         data,
-        plain=_cropped_convolutions if cropped else _masked_convolutions,
+        plain=_cropped_convolutions if cropped else masked_convolutions,
     )
 
 
-def _masked_convolutions(model: Any) -> None:
+def masked_convolutions(model: Any) -> None:
     from dgm_fast.nn import MaskedConv2d, ShiftedConv2d
 
     for layer in model.modules():
