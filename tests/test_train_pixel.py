@@ -103,7 +103,7 @@ def test_resume_is_exact_with_labels(folder: Path, tmp_path: Path) -> None:
 
 def test_rows_without_labels_or_images_are_refused(tmp_path: Path) -> None:
     data = write_rows(tmp_path / "rows.npz", 4)
-    result = train("pixelcnn", data, tmp_path / "a", "--class-conditional")
+    result = train("pixelcnn", data, tmp_path / "a", "--class-conditional", "--num-classes", 4)
     assert result.exit_code == 1 and "has no labels" in result.output
     result = train("pixelcnn", "moons", tmp_path / "b")
     assert result.exit_code == 1 and "are not images" in result.output
