@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from dgm_fast import ops
-from dgm_fast.perf import machine
-from dgm_fast.perf.step_cases import masked_convolutions
+from dgm_fast.perf import machine, pixel_models
 
 Size = tuple[int, int]
 # A loop that would take longer is not run whole at the full size.
@@ -77,7 +76,7 @@ def measure(case: SamplingCase, rounds: int) -> dict[str, Any]:
     model = case.model().eval()
     plain = copy.deepcopy(model)
     if case.masked:
-        masked_convolutions(plain)
+        pixel_models.mask(plain)
 
     def noise(size: Size) -> Tensor:
         generator = torch.Generator().manual_seed(1)

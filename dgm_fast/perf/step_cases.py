@@ -9,7 +9,6 @@ from types import MethodType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgm_fast import reference
@@ -174,6 +173,11 @@ def gated_pixel_cnn_step(
 
         return GatedPixelCNN(num_levels=2, channels=channels, num_layers=num_layers)
 
+    def make_plain(model: nn.Module) -> None:
+        from dgm_fast.perf import pixel_models
+
+        (pixel_models.crop if cropped else pixel_models.mask)(model)
+
     def data(generator: torch.Generator) -> tuple[Tensor, str]:
         rows, source = binary_rows(batch_size, side * side, generator, "")
         return rows.view(batch_size, 1, side, side), source
@@ -185,48 +189,8 @@ def gated_pixel_cnn_step(
         (batch_size, 1, side, side, channels, num_layers),
         model,
         data,
-        plain=_cropped_convolutions if cropped else masked_convolutions,
+        plain=make_plain,
     )
-
-
-def masked_convolutions(model: Any) -> None:
-    from dgm_fast.nn import MaskedConv2d, ShiftedConv2d
-
-    for layer in model.modules():
-        if isinstance(layer, ShiftedConv2d):
-            layer.forward = MethodType(_whole_kernel, layer)  # type: ignore[method-assign]
-        elif isinstance(layer, MaskedConv2d):
-            mask = reference.conv_mask(layer.weight, mask_type=layer.mask_type)
-            mask = mask.to(layer.weight.dtype)
-            layer.register_buffer("mask", mask, persistent=False)
-            layer.forward = MethodType(_masked_kernel, layer)  # type: ignore[method-assign]
-
-
-def _masked_kernel(layer: Any, x: Tensor) -> Tensor:
-    return F.conv2d(x, layer.weight * layer.mask, layer.bias, padding=layer.padding)
-
-
-def _whole_kernel(layer: Any, x: Tensor) -> Tensor:
-    """The square kernel that the rectangle of live taps is the upper part of, with zeros below."""
-    rows, columns = layer.kernel_size
-    weight = F.pad(layer.weight, (0, 0, 0, columns - rows))
-    return F.conv2d(x, weight, layer.bias, padding=columns // 2)
-
-
-def _cropped_convolutions(model: Any) -> None:
-    from dgm_fast.nn import MaskedConv2d
-
-    for layer in model.modules():
-        if isinstance(layer, MaskedConv2d):
-            layer.forward = MethodType(_cropped_kernel, layer)  # type: ignore[method-assign]
-
-
-def _cropped_kernel(layer: Any, x: Tensor) -> Tensor:
-    """Of one row and one data channel: the taps up to the centre."""
-    left = layer.kernel_size[1] // 2
-    live = left if layer.mask_type == "A" else left + 1
-    weight = layer.weight[..., :live]
-    return F.conv2d(F.pad(x, (left, live - 1 - left)), weight, layer.bias)
 
 
 def binary_rows(
