@@ -53,14 +53,14 @@ def write_rows(path: Path, levels: int) -> Path:
 def test_end_to_end(tmp_path: Path, kind: str, levels: int) -> None:
     data = write_rows(tmp_path / "rows.npz", levels)
     out = tmp_path / "out"
-    result = train(kind, data, out, "--epochs", 8, "--num-dims", 9)
+    result = train(kind, data, out, "--epochs", 12, "--num-dims", 9, "--lr", 0.03)
     assert result.exit_code == 0, result.output
     figures = json.loads((out / "results.json").read_text())
     assert figures["nll_nats"] < 9 * np.log(levels)
     losses = [record["train_loss"] for record in history(out)]
     assert losses[-1] < losses[0]
     assert (out / "samples.png").exists()
-    assert len(list(out.glob("samples-epoch-*.png"))) == 8
+    assert len(list(out.glob("samples-epoch-*.png"))) == 12
 
 
 @pytest.fixture

@@ -228,8 +228,8 @@ class _Sizes(click.ParamType):
 @click.option(
     "--num-layers",
     type=click.IntRange(1),
-    help="rnn, lstm, gpt, flows and pixel models; pixelcnn-pp: at a resolution. "
-    "[1; 1; 4; realnvp, nsf 10; maf, iaf 5; 8; 2]",
+    help="rnn, lstm, gpt, flows, pixelcnn, gated-pixelcnn. "
+    "[1; 1; 4; realnvp, nsf 10; maf, iaf 5; 8; 8]",
 )
 @click.option("--num-heads", type=click.IntRange(1), help="gpt: attention heads. [4]")
 @click.option(
@@ -241,7 +241,7 @@ class _Sizes(click.ParamType):
 @click.option(
     "--num-blocks",
     type=click.IntRange(1),
-    help="nsf, realnvp, flowpp: residual blocks (nsf: or hidden layers). [2]",
+    help="nsf, realnvp, flowpp: residual blocks (nsf: or hidden layers); pixelcnn-pp: at a resolution. [2]",
 )
 @click.option("--num-bins", type=click.IntRange(2), help="nsf: bins of a spline. [8]")
 @click.option(

@@ -21,7 +21,7 @@ def pixel_figures(model: PixelModel, x: Tensor | tuple[Tensor, Tensor], *_: Any)
 
 
 def _build(
-    name: str, model_class: type[PixelModel], renamed: Mapping[str, str]
+    name: str, model_class: type[PixelModel]
 ) -> Callable[[Dataset, Mapping[str, Any]], nn.Module]:
     def build(dataset: Dataset, options: Mapping[str, Any]) -> nn.Module:
         if dataset.image_shape is None:
@@ -33,7 +33,7 @@ def _build(
             )
         if dataset.likelihood == "bernoulli":
             check_binary(dataset, name)
-        chosen = {renamed.get(k, k): v for k, v in options.items() if k != "class_conditional"}
+        chosen = {k: v for k, v in options.items() if k != "class_conditional"}
         if options["class_conditional"]:
             if dataset.num_labels is None:
                 raise DataError(
@@ -56,14 +56,13 @@ def _register(
     summary: str,
     model_class: type[PixelModel],
     options: Mapping[str, Any],
-    renamed: Mapping[str, str] | None = None,
 ) -> None:
     register(
         ModelKind(
             name,
             summary,
             {**options, "class_conditional": False},
-            _build(name, model_class, renamed or {}),
+            _build(name, model_class),
             pixel_figures,
             pixel_figures,
             exact=True,
@@ -88,6 +87,5 @@ _register(
     "pixelcnn-pp",
     "PixelCNN++: three resolutions and a mixture of logistics",
     PixelCNNPP,
-    {"channels": 32, "num_layers": 2, "num_mixtures": 10, "dropout": 0.5},
-    {"num_layers": "num_blocks"},
+    {"channels": 32, "num_blocks": 2, "num_mixtures": 10, "dropout": 0.5},
 )
