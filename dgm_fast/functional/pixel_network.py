@@ -181,9 +181,10 @@ def check_network(network: PixelNetwork) -> None:
     missing = sorted({b for layer in network.layers for b in layer.inputs} - {0, *written})
     if missing:
         raise ValueError(f"no layer writes buffer {missing[0]}")
-    _check_groups(network)
+    moments, groups = network.moments(), network.groups()
+    _check_groups(network, groups)
     for i, layer in enumerate(network.layers):
-        _check_causal(network, i, layer, written)
+        _check_causal(network, i, layer, written, moments, groups)
     out = network.output
     if out not in written or network.strides[out] != 1:
         raise ValueError(f"output must be a buffer of stride 1 that a layer writes, got {out}")
@@ -193,7 +194,7 @@ def check_network(network: PixelNetwork) -> None:
             f"{network.channels[out]}"
         )
     steps = network.draw.steps
-    if any(group > channel % steps for channel, group in enumerate(network.groups()[out])):
+    if any(group > channel % steps for channel, group in enumerate(groups[out])):
         raise ValueError(
             "output: channel k must have at most group k mod colors, but parameters of a colour belong to "
             "a later one"
@@ -281,11 +282,10 @@ def _check_layer(network: PixelNetwork, i: int, layer: PixelLayer) -> None:
         raise ValueError(f"{name}: {seen} channels do not make {channels}")
 
 
-def _check_groups(network: PixelNetwork) -> None:
+def _check_groups(network: PixelNetwork, groups: list[tuple[int, ...]]) -> None:
     """Halves of gates and terms of sums belong to the same colours."""
     if network.draw.steps == 1:
         return
-    groups = network.groups()
     for i, layer in enumerate(network.layers):
         seen = [groups[b] for b in layer.inputs]
         parts = {"tanh_gate": 2, "linear_gate": 2, "lstm": 4}.get(layer.kind, 1)
@@ -303,10 +303,14 @@ def _check_groups(network: PixelNetwork) -> None:
 
 
 def _check_causal(
-    network: PixelNetwork, i: int, layer: PixelLayer, written: dict[int, int]
+    network: PixelNetwork,
+    i: int,
+    layer: PixelLayer,
+    written: dict[int, int],
+    moments: list[str | None],
+    groups: list[tuple[int, ...]],
 ) -> None:
     """Every tap reads what is there when the layer runs."""
-    moments, groups = network.moments(), network.groups()
     first = 0
     for position, b in enumerate(layer.inputs):
         taps: tuple[Tap, ...] = (_HERE,)
