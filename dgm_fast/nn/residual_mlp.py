@@ -97,7 +97,9 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         h = self.linear_layers[0](self.activation(x))
-        h = self.linear_layers[1](self.dropout(self.activation(h)))
+        # In place where nothing else needs the outputs of a linear layer: fresh memory costs more than sums.
+        h = torch.relu_(h) if type(self.activation) is nn.ReLU else self.activation(h)
+        h = self.linear_layers[1](self.dropout(h))
         if context is not None:
             h = F.glu(torch.cat([h, self.context_layer(context)], -1), -1)
-        return x + h
+        return h.add_(x) if h.dtype == x.dtype else h + x
