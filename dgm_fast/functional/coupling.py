@@ -250,17 +250,21 @@ def lu_product(triangles: Triangles, permutation: Tensor) -> Tensor:
     """P L U, [C, C]."""
     # Autocast would round it, and x below: the inverse would be that of another map.
     with torch.autocast(permutation.device.type, enabled=False):
-        return (triangles.unit_lower @ triangles.upper)[permutation]
+        return (triangles.unit_lower @ triangles.upper).index_select(0, permutation)
 
 
-def multiply(x: Tensor, weight: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
-    """W x along dimension 1 of x [B, C, ...], and log|det W| times the number of positions, [B]."""
+def multiply(
+    x: Tensor, weight: Tensor, log_det: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """W x + b along dimension 1 of x [B, C, ...], and log|det W| times the number of positions, [B]."""
     columns = x.to(weight.dtype)
+    bias = None if bias is None else bias.to(weight.dtype)
     with torch.autocast(x.device.type, enabled=False):
         if x.ndim == 2:
-            y = F.linear(columns, weight)
+            y = F.linear(columns, weight, bias)
         else:
-            y = torch.matmul(weight, columns.flatten(2)).reshape(x.shape)
+            y = torch.matmul(weight, columns.flatten(2))
+            y = (y if bias is None else y + bias.unsqueeze(1)).reshape(x.shape)
     return y.to(x.dtype), (x.shape[2:].numel() * log_det).expand(x.shape[0])
 
 

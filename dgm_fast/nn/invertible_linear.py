@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgm_fast.functional.coupling import (
@@ -52,10 +51,8 @@ class _Linear(Transform):
             self._kept[name] = (state, make())
         return self._kept[name][1]
 
-    def _add_bias(self, y: Tensor, sign: int) -> Tensor:
-        if self.bias is None:
-            return y
-        return torch.add(y, self.bias.view(-1, *[1] * (y.ndim - 2)), alpha=sign).to(y.dtype)
+    def _without_bias(self, y: Tensor) -> Tensor:
+        return y if self.bias is None else y - self.bias.view(-1, *[1] * (y.ndim - 2))
 
 
 class LULinear(_Linear):
@@ -121,8 +118,7 @@ class LULinear(_Linear):
 
     def forward(self, x: Tensor, *, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         weight, log_det = self._keep(f"weight {x.dtype}", lambda: self._product(x), *self._state())
-        y, log_abs_det = multiply(x, weight, log_det)
-        return self._add_bias(y, 1), log_abs_det
+        return multiply(x, weight, log_det, self.bias)
 
     def inverse(self, z: Tensor, *, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         triangles, inverse_permutation = self._keep(
@@ -130,7 +126,7 @@ class LULinear(_Linear):
             lambda: (self._triangles(z), self.permutation.argsort()),
             *self._state(),
         )
-        return solve_lu(self._add_bias(z, -1), triangles, inverse_permutation)
+        return solve_lu(self._without_bias(z), triangles, inverse_permutation)
 
     def _state(self) -> tuple[Tensor, ...]:
         return self.lower, self.upper, self.log_diag, self.permutation, self.sign
@@ -177,15 +173,14 @@ class GeneralLinear(_Linear):
         log_det = self._keep(
             "log_det", lambda: torch.linalg.slogdet(self._weight(x)).logabsdet, self.weight
         )
-        y = F.linear(x.to(log_det.dtype), self._weight(x)).to(x.dtype)
-        return self._add_bias(y, 1), log_det.expand(len(x))
+        return multiply(x, self._weight(x), log_det, self.bias)
 
     def inverse(self, z: Tensor, *, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         factors, pivots = self._keep(
             "factors", lambda: torch.linalg.lu_factor(self._weight(z)), self.weight
         )
         log_det = factors.diagonal().abs().log().sum()
-        y = self._add_bias(z, -1).to(factors.dtype)
+        y = self._without_bias(z).to(factors.dtype)
         x = torch.linalg.lu_solve(factors, pivots, y.t()).t()
         return x.to(z.dtype), -log_det.expand(len(z))
 

@@ -97,7 +97,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         h = self.linear_layers[0](self.activation(x))
-        # In place where nothing else needs the outputs of a linear layer: fresh memory costs more than sums.
+        # In place where nothing else needs the outputs of a layer: fresh memory costs more than the sum.
         h = torch.relu_(h) if type(self.activation) is nn.ReLU else self.activation(h)
         h = self.linear_layers[1](self.dropout(h))
         if context is not None:
