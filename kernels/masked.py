@@ -175,7 +175,7 @@ class _Blocks(NamedTuple):
         return {"num_warps": self.warps, "num_stages": 3}
 
 
-def _blocks(a: Tensor, rows: int, columns: int) -> _Blocks:
+def product_blocks(a: Tensor, rows: int, columns: int) -> _Blocks:
     """Square tiles, halved while they are fewer than multiprocessors."""
     itemsize = a.element_size()
     tensor_cores = itemsize == 2 or precision(a) == "tf32"
@@ -221,7 +221,7 @@ class _Layer:
         if out.numel() == 0:
             return out
         degrees = self.in_degrees, self.out_degrees
-        block = _blocks(a, rows, columns)
+        block = product_blocks(a, rows, columns)
         launch(
             masked_product_kernel,
             (triton.cdiv(rows, block.rows), triton.cdiv(columns, block.columns)),
@@ -254,7 +254,7 @@ class _Layer:
         rows, (outputs, inputs) = grad.shape[0], self.weight.shape
         if rows == 0 or self.weight.numel() == 0:
             return self.weight.new_zeros((outputs, inputs))
-        block = _blocks(grad, outputs, inputs)
+        block = product_blocks(grad, outputs, inputs)
         tiles = triton.cdiv(outputs, block.rows) * triton.cdiv(inputs, block.columns)
         parts = min(triton.cdiv(_PROGRAMS, tiles), max(1, _PART_ENTRIES // self.weight.numel()))
         # Below that a product is not worth a sum of its own.

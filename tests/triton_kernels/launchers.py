@@ -43,6 +43,8 @@ DIFFERENTIABLE = {
     "norm_penalty": (0,),
     "leaky_relu": (0,),
     "bias_leaky_relu": (0, 1),
+    "masked_conv2d": (0, 1, 2),
+    "gated_activation": (0, 1, 2),
 }
 SAVED = {
     "log_mean_exp": 1,

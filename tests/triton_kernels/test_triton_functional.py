@@ -118,6 +118,14 @@ def _calls() -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
             lambda *parameters: F.nade_categorical_log_prob(index[:, :3], *parameters),
             [_leaf(L, 3, 6), _leaf(L), _leaf(3, 6, L), _leaf(3, 6)],
         ),
+        "masked convolution": (
+            lambda *layer: F.masked_conv2d(*layer, mask_type="A", data_channels=3),
+            [_leaf(2, 3, 4, 5), _leaf(4, 3, 3, 3), _leaf(4)],
+        ),
+        "gate": (
+            lambda x, bias, condition: F.gated_activation(x, bias=bias, condition=condition),
+            [_leaf(2, 4, 3), _leaf(4), _leaf(2, 4)],
+        ),
         "rnade": (mixture_nade, [_leaf(B, 3), _leaf(L, 3), _leaf(L), *heads, _leaf(3)]),
         "discriminator loss": (
             lambda real, fake: F.discriminator_loss(real, fake, "non_saturating"),
@@ -162,6 +170,8 @@ def test_backend_triton_matches_the_reference(name: str) -> None:
         "categorical head",
         "pixel head",
         "masked layer",
+        "masked convolution",
+        "gate",
         "fvsbn",
         "nade",
     ],

@@ -51,6 +51,7 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
         masked,
         mixture,
         nade,
+        pixel,
         spline,
     )
 
@@ -152,6 +153,19 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
         if mask is None:
             return coupling.actnorm_fwd(*args)
         return coupling.actnorm_bwd(t(B, 48, 16, 16), *args, mask)
+
+    def convolution(channels: int, mask: list[bool] | None = None) -> Any:
+        args = t(64, channels, 28, 28), t(64, channels, 7, 7), t(64), 1, 1, 0, 1
+        if mask is None:
+            return pixel.masked_conv2d_fwd(*args)
+        return pixel.masked_conv2d_bwd(t(64, 64, 28, 28), *args, mask)
+
+    def gate(last: bool, mask: list[bool] | None = None) -> Any:
+        x = t(64, 28, 28, 128).permute(0, 3, 1, 2) if last else t(64, 128, 28, 28)
+        args = x, t(128), t(64, 128, 1, 1), 1
+        if mask is None:
+            return pixel.gated_activation_fwd(*args)
+        return pixel.gated_activation_bwd(t(64, 64, 28, 28), *args, mask)
 
     def inverse(transform: ElementMap, rows: int, size: int, *hidden: int) -> Any:
         classes = transform.num_classes if isinstance(transform, CategoricalDraw) else 1
@@ -305,6 +319,13 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
         "affine backward": (lambda: affine(4, True, yes[:3]), WIDE),
         "actnorm": (actnorm, USUAL),
         "actnorm backward": (lambda: actnorm(yes[:3]), USUAL),
+        "masked convolution": (lambda: convolution(64), PRODUCT),
+        "masked convolution backward": (lambda: convolution(64, yes[:3]), PRODUCT),
+        "first masked convolution": (lambda: convolution(1), PRODUCT),
+        "gate": (lambda: gate(False), USUAL),
+        "gate, channels last": (lambda: gate(True), USUAL),
+        "gate backward": (lambda: gate(False, yes[:3]), WIDE),
+        "gate backward, channels last": (lambda: gate(True, yes[:3]), WIDE),
         "made samples": (lambda: inverse(BernoulliDraw(), 16, D, 500), INVERSE),
         "made samples, classes": (lambda: inverse(CategoricalDraw(C), 64, 64, 500), INVERSE),
         "made samples, mixture": (lambda: inverse(MixtureDraw(10), 64, 63, 500, 500), INVERSE),
