@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from dgm_fast import functional, ops, reference
+from dgm_fast import accelerate, functional, ops, reference
 from dgm_fast.perf.cases_likelihood import normal
 from dgm_fast.perf.registry import Inputs, case
 from dgm_fast.reference.adversarial import DISCRIMINATOR_TERMS
@@ -188,6 +188,48 @@ def _explicit(
     )
 
 
+def _critic(parameters: dict[str, Tensor]) -> nn.Sequential:
+    """The critic as a user builds it, on tensors that belong to the case."""
+    layers: list[nn.Module] = []
+    for i in range(len(parameters) // 2):
+        weight, bias = parameters[f"w{i}"], parameters[f"b{i}"]
+        layer: nn.Module
+        if weight.ndim == 4:
+            layer = nn.Conv2d(weight.shape[1], weight.shape[0], 4, 2, 1, device="meta")
+        else:
+            if layers and parameters[f"w{i - 1}"].ndim == 4:
+                layers.append(nn.Flatten())
+            layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            delattr(layer, name)
+            setattr(layer, name, tensor)
+        layers += [layer, nn.LeakyReLU(SLOPE)]
+    return nn.Sequential(*layers[:-1])
+
+
+def _separate_terms(real: Tensor, fake: Tensor, eps: Tensor, **parameters: Tensor) -> Tensor:
+    """Loss and penalty as two functions of an accelerated critic."""
+    critic = _critic(parameters)
+    accelerate(critic)
+    loss = functional.discriminator_loss(critic(real), critic(fake), "wasserstein")
+    return loss + functional.gradient_penalty(critic, real, fake, eps=eps, method="exact")
+
+
+def _whole_step(critic: nn.Module, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
+    return functional.critic_loss(critic, real, fake, eps=eps)
+
+
+_compiled_step: Callable[..., Tensor] | None = None
+
+
+def _compiled(real: Tensor, fake: Tensor, eps: Tensor, **parameters: Tensor) -> Tensor:
+    """The step inside a user's compiled function, in one graph."""
+    global _compiled_step
+    if _compiled_step is None:
+        _compiled_step = torch.compile(_whole_step, fullgraph=True, dynamic=False)
+    return _compiled_step(_critic(parameters), real, fake, eps)
+
+
 def _step_flops(shape: tuple[int, ...], units: tuple[int, int]) -> tuple[int, int]:
     """Per element of the data. ``units``: products with the first layer and with each other one."""
     if len(shape) == 3:
@@ -202,13 +244,17 @@ def _step_flops(shape: tuple[int, ...], units: tuple[int, int]) -> tuple[int, in
 
 
 def _critic_case(
-    penalty: str, variant: str, sizes: Mapping[str, tuple[int, ...]], layers: int
+    penalty: str,
+    variant: str,
+    sizes: Mapping[str, tuple[int, ...]],
+    layers: int,
+    ours: Callable[..., Tensor] | None = None,
 ) -> Any:
     return case(
         "critic_step",
         variant=variant,
         family="adversarial",
-        ours=lambda **inputs: _explicit(penalty=penalty, **inputs),
+        ours=ours or (lambda **inputs: _explicit(penalty=penalty, **inputs)),
         eager=lambda **inputs: _double_backward(penalty=penalty, **inputs),
         sizes=sizes,
         grads=tuple(f"{name}{i}" for i in range(layers) for name in "wb"),
@@ -232,6 +278,13 @@ IMAGE_SIZES = {  # B, C, side, channels of the first layer
 }
 
 
+# The same step in the other ways it is written.
+MEDIUM = {"medium": MLP_SIZES["medium"]}
+MEDIUM_IMAGES = {"medium": IMAGE_SIZES["medium"]}
+
+
+@_critic_case("gp", "mlp_gp_compiled", MEDIUM, 3, _compiled)
+@_critic_case("gp", "mlp_gp_terms", MEDIUM, 3, _separate_terms)
 @_critic_case("r1", "mlp_r1", MLP_SIZES, 3)
 @_critic_case("gp", "mlp_gp", MLP_SIZES, 3)
 def mlp_inputs(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Inputs:
@@ -239,6 +292,8 @@ def mlp_inputs(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Gene
     return _critic_inputs((batch, dims), [(hidden, dims), (hidden, hidden), (1, hidden)], generator)
 
 
+@_critic_case("gp", "conv_gp_compiled", MEDIUM_IMAGES, 3, _compiled)
+@_critic_case("gp", "conv_gp_terms", MEDIUM_IMAGES, 3, _separate_terms)
 @_critic_case("gp", "conv_gp", IMAGE_SIZES, 3)
 def conv_inputs(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Inputs:
     batch, channels, side, width = shape
