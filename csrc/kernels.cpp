@@ -29,6 +29,7 @@ template const BoundsKernels& kernels<BoundsKernels>();
 template const CouplingKernels& kernels<CouplingKernels>();
 template const LatentKernels& kernels<LatentKernels>();
 template const LikelihoodKernels& kernels<LikelihoodKernels>();
+template const LstmKernels& kernels<LstmKernels>();
 template const MaskedKernels& kernels<MaskedKernels>();
 template const MixtureKernels& kernels<MixtureKernels>();
 template const NadeKernels& kernels<NadeKernels>();

@@ -6,6 +6,7 @@
 
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm.h>
 
 namespace dgm_fast {
@@ -39,6 +40,32 @@ void Factor::multiply_with_bias(
     const at::Tensor& row_bias,
     const at::Tensor& column_bias) const {
   run(to, a, false, row_bias, column_bias);
+}
+
+void Factor::multiply(
+    void* to, int64_t to_stride, const void* a, int64_t a_stride, int64_t rows) const {
+  const auto depth = matrix_.size(0);
+  const auto columns = matrix_.size(1);
+  if (packed_.defined()) {
+    kernels<ProductKernels>().product(
+        {dtype_code(matrix_.scalar_type()),
+         rows,
+         depth,
+         columns,
+         a,
+         a_stride,
+         1,
+         packed_.const_data_ptr(),
+         to,
+         to_stride,
+         false,
+         nullptr,
+         nullptr});
+    return;
+  }
+  const auto options = matrix_.options();
+  at::Tensor out = at::from_blob(to, {rows, columns}, {to_stride, 1}, options);
+  at::mm_out(out, at::from_blob(const_cast<void*>(a), {rows, depth}, {a_stride, 1}, options), matrix_);
 }
 
 void Factor::run(

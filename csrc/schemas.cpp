@@ -146,6 +146,8 @@ const std::vector<OpSpec>& op_specs() {
        "Tensor",
        {0, 1, 2},
        0},
+      {"row_lstm", "Tensor gates, Tensor weight", "(Tensor, Tensor, Tensor)", {0, 1}, 3},
+      {"diagonal_lstm", "Tensor gates, Tensor weight", "(Tensor, Tensor, Tensor)", {0, 1}, 3},
       {"gated_activation",
        "Tensor x, Tensor? bias, Tensor? condition, int dim",
        "Tensor",

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers.distributions import cell_index, chi_square, every_vector
+from helpers.pixel_models import allowed, seen, some, strong
 from torch import Tensor
 
 import dgm_fast
 from dgm_fast.models import GatedPixelCNN, PixelCNN, PixelCNNPP
 from dgm_fast.models._pixel import PixelModel
 from dgm_fast.models._pixel_likelihood import LogisticMixturePixels
-
-
-def strong(model: PixelModel, factor: float = 1.5) -> PixelModel:
-    """With weights under which pixels depend on each other."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        fan_in = max(1, parameter[0].numel())
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data = factor * noise / fan_in**0.5
-    return model.eval()
 
 
 def pixel_cnn(colours: int = 1, levels: int = 3, **options) -> PixelModel:
@@ -48,10 +39,6 @@ Make = Callable[..., PixelModel]
 SIZES = [(4, 5), (1, 1), (1, 4), (5, 1)]
 
 
-def some(n: int, shape: Iterable[int], levels: int, seed: int = 1) -> Tensor:
-    return torch.randint(levels, (n, *shape), generator=torch.Generator().manual_seed(seed))
-
-
 def uniforms(model: PixelModel, n: int, size: tuple[int, int], seed: int = 2) -> Tensor:
     shape = (n, model.likelihood.noise_per_pixel, *size)
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
@@ -67,38 +54,6 @@ def surprise(index: Tensor, log_prob: Tensor) -> float:
         index, log_prob = index[keep], log_prob - log_prob[likely].logsumexp(0)
         return chi_square(cells[index], log_prob[likely])
     return chi_square(cells[index], torch.cat([log_prob[likely], rest]))
-
-
-def seen(model: PixelModel, size: tuple[int, int]) -> Tensor:
-    """Whether the outputs of (channel, pixel) change with the data of (channel, pixel), [C, D, C, D].
-
-    A joint likelihood has one output channel a pixel.
-    """
-    model = model.double()
-    channels, (height, width) = model.in_channels, size
-    pixels = height * width
-    out: Tensor | None = None
-    # Several points: a ReLU may be off at one.
-    for seed in range(4):
-        x = some(1, (channels, height, width), model.num_levels, seed).double().requires_grad_()
-        params = model.conditionals(x)
-        if params.ndim == 5:
-            params = params.square().sum(1)
-        elif model.likelihood.joint:
-            params = params.square().sum(1, keepdim=True)
-        rows = [torch.autograd.grad(v, x, retain_graph=True)[0] for v in params.flatten()]
-        found = (torch.stack(rows) != 0).view(-1, pixels, channels, pixels)
-        out = found if out is None else out | found
-    assert out is not None
-    return out
-
-
-def allowed(outputs: int, channels: int, before: Tensor) -> Tensor:
-    """Of [outputs, D, C, D]: pixels that ``before`` [D, D] names, and earlier colours of the pixel."""
-    pixels = len(before)
-    own = torch.eye(pixels, dtype=torch.bool)
-    earlier = torch.arange(channels) < torch.arange(outputs)[:, None]
-    return before[None, :, None] | (own[None, :, None] & earlier[:, None, :, None])
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -10,6 +10,7 @@
 #include "coupling_table.h"
 #include "latent_table.h"
 #include "likelihood_table.h"
+#include "lstm_table.h"
 #include "masked_table.h"
 #include "mixture_table.h"
 #include "nade_table.h"
@@ -27,6 +28,7 @@ using KernelTable = std::tuple<
     CouplingKernels,
     LatentKernels,
     LikelihoodKernels,
+    LstmKernels,
     MaskedKernels,
     MixtureKernels,
     NadeKernels,

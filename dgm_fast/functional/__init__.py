@@ -59,6 +59,7 @@ from dgm_fast.functional.nade import (
     rnade_sample,
 )
 from dgm_fast.functional.pixel import gated_activation, masked_conv1d, masked_conv2d
+from dgm_fast.functional.pixel_lstm import diagonal_lstm, row_lstm
 from dgm_fast.functional.pixel_network import (
     PixelDraw,
     PixelLayer,
@@ -88,6 +89,7 @@ __all__ = [
     "bias_leaky_relu",
     "categorical_log_prob",
     "critic_loss",
+    "diagonal_lstm",
     "discretized_logistic_mixture_log_prob",
     "discriminator_loss",
     "dragan_penalty",
@@ -124,6 +126,7 @@ __all__ = [
     "reparameterize",
     "rnade_log_prob",
     "rnade_sample",
+    "row_lstm",
     "sample_discretized_logistic_mixture",
     "sample_pixels",
 ]

@@ -20,6 +20,7 @@ from dgm_fast.models.nade import NADE, CategoricalNADE
 from dgm_fast.models.nsf import NSF
 from dgm_fast.models.pixel_cnn import PixelCNN
 from dgm_fast.models.pixel_cnn_pp import PixelCNNPP
+from dgm_fast.models.pixel_rnn import PixelRNN
 from dgm_fast.models.realnvp import RealNVP
 from dgm_fast.models.recurrent import LSTMModel, RNNModel
 from dgm_fast.models.rnade import RNADE
@@ -56,6 +57,7 @@ __all__ = [
     "NonSaturatingGAN",
     "PixelCNN",
     "PixelCNNPP",
+    "PixelRNN",
     "RNNModel",
     "RealNVP",
     "VariationalDequantizer",

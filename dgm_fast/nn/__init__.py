@@ -38,6 +38,7 @@ from dgm_fast.nn.multi_scale import MultiScale
 from dgm_fast.nn.permutation import Permutation
 from dgm_fast.nn.pixel import GatedActivation, MaskedConv1d, MaskedConv2d
 from dgm_fast.nn.pixel_layers import GatedPixelLayer, PixelResidual
+from dgm_fast.nn.pixel_lstm import DiagonalBiLSTM, RecurrentPixelResidual, RowLSTM
 from dgm_fast.nn.residual_mlp import ResidualMLP
 from dgm_fast.nn.reversible import ReversibleCompose
 from dgm_fast.nn.shifted_conv import ShiftedConv2d, ShiftedConvTranspose2d
@@ -56,6 +57,7 @@ __all__ = [
     "CategoricalDraw",
     "Compose",
     "ConvResNet",
+    "DiagonalBiLSTM",
     "ElementMap",
     "ElementTransform",
     "Elementwise",
@@ -84,8 +86,10 @@ __all__ = [
     "Permutation",
     "PixelResidual",
     "ReLU",
+    "RecurrentPixelResidual",
     "ResidualMLP",
     "ReversibleCompose",
+    "RowLSTM",
     "ShiftedConv2d",
     "ShiftedConvTranspose2d",
     "SplineElement",

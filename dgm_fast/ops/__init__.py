@@ -70,6 +70,7 @@ from dgm_fast.ops.nade import (
     rnade_sample,
 )
 from dgm_fast.ops.pixel import CHANNEL_ORDERS, MASK_TYPES, gated_activation, masked_conv2d
+from dgm_fast.ops.pixel_lstm import diagonal_lstm, row_lstm
 from dgm_fast.ops.pixel_sampling import pixel_arguments, pixel_sample, row_progress
 from dgm_fast.ops.spline import (
     PARAMETERIZATIONS,
@@ -107,6 +108,7 @@ __all__ = [
     "categorical_log_prob",
     "check_values",
     "critic_step",
+    "diagonal_lstm",
     "differentiable_arguments",
     "differentiable_outputs",
     "discretized_logistic_mixture_log_prob",
@@ -141,6 +143,7 @@ __all__ = [
     "reparameterize",
     "rnade_log_prob",
     "rnade_sample",
+    "row_lstm",
     "row_progress",
     "runnable_isas",
     "saved_outputs",

@@ -1,8 +1,10 @@
-"""Benchmark cases of the pixel family: masked convolutions in both memory formats, the gated activation."""
+"""Benchmark cases of the pixel family: convolutions in both memory formats, gated activation, LSTMs."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -190,3 +192,44 @@ def gated_conditional_inputs(
     inputs["bias"] = normal(generator, shape[1]).to(dtype)
     inputs["condition"] = normal(generator, *shape[:2]).to(dtype)
     return inputs
+
+
+def _lstm_flops(taps: int, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Per element of the gates: the products with the state, once forward and twice backward."""
+    units = shape[1]
+    return 2 * taps * units, 4 * taps * units
+
+
+def _lstm_case(kind: str, taps: int) -> Any:
+    op = f"{kind}_lstm"
+    return case(
+        op,
+        family="pixel",
+        ours=getattr(functional, op),
+        eager=getattr(reference, op),
+        sizes={  # B, units, H, W
+            "small": (4, 4, 6, 6),
+            "medium": (16, 16, 28, 28),
+            "large": (16, 64, 32, 32),
+            "odd": (7, 5, 13, 11),
+        },
+        grads=("gates", "weight"),
+        flops_per_element=functools.partial(_lstm_flops, taps),
+        second_order=("small",),
+        # Dynamo unrolls the steps, and Inductor takes minutes over them.
+        compiled=False,
+    )
+
+
+def _lstm_inputs(
+    taps: int, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
+) -> Inputs:
+    batch, units, height, width = shape
+    return {
+        "gates": normal(generator, batch, 4 * units, height, width).to(dtype),
+        "weight": normal(generator, 4 * units, units, taps, scale=(taps * units) ** -0.5).to(dtype),
+    }
+
+
+for _kind, _taps in (("row", 3), ("diagonal", 2)):
+    _lstm_case(_kind, _taps)(functools.partial(_lstm_inputs, _taps))

@@ -53,6 +53,7 @@ from dgm_fast.reference.pixel import (
     masked_conv1d,
     masked_conv2d,
 )
+from dgm_fast.reference.pixel_lstm import diagonal_lstm, lstm_states, row_lstm
 from dgm_fast.reference.pixel_sampling import pixel_sample
 from dgm_fast.reference.spline import logistic_mixture_cdf, rational_quadratic_spline
 
@@ -67,6 +68,7 @@ __all__ = [
     "categorical_log_prob",
     "conv_mask",
     "degree_mask",
+    "diagonal_lstm",
     "discretized_logistic_mixture_log_prob",
     "discriminator_loss",
     "elbo",
@@ -86,6 +88,7 @@ __all__ = [
     "linear_categorical_log_prob",
     "log_mean_exp",
     "logistic_mixture_cdf",
+    "lstm_states",
     "masked_conv1d",
     "masked_conv2d",
     "masked_linear",
@@ -99,4 +102,5 @@ __all__ = [
     "reparameterize",
     "rnade_log_prob",
     "rnade_sample",
+    "row_lstm",
 ]

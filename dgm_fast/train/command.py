@@ -17,6 +17,7 @@ from dgm_fast.functional.latent import ESTIMATORS
 from dgm_fast.models._gan_networks import ARCHITECTURES
 from dgm_fast.models.gaussian_mixture import COVARIANCES
 from dgm_fast.models.nsf import KINDS as FLOW_KINDS
+from dgm_fast.models.pixel_rnn import KINDS as PIXEL_RNN_KINDS
 from dgm_fast.models.rnade import MIXTURES
 from dgm_fast.nn.made import ORDERS
 from dgm_fast.ops import BACKENDS, get_backend
@@ -228,14 +229,14 @@ class _Sizes(click.ParamType):
 @click.option(
     "--num-layers",
     type=click.IntRange(1),
-    help="rnn, lstm, gpt, flows, pixelcnn, gated-pixelcnn. "
-    "[1; 1; 4; realnvp, nsf 10; maf, iaf 5; 8; 8]",
+    help="rnn, lstm, gpt, flows, pixelcnn, gated-pixelcnn, pixelrnn. "
+    "[1; 1; 4; realnvp, nsf 10; maf, iaf 5; 8; 8; 4]",
 )
 @click.option("--num-heads", type=click.IntRange(1), help="gpt: attention heads. [4]")
 @click.option(
     "--dropout",
     type=click.FloatRange(0, 1, max_open=True),
-    help="rnn, lstm, gpt, nsf, pixel models. [0; pixelcnn-pp 0.5]",
+    help="rnn, lstm, gpt, nsf, pixel models but pixelrnn. [0; pixelcnn-pp 0.5]",
 )
 @click.option("--flow-kind", type=click.Choice(FLOW_KINDS), help="nsf. [coupling]")
 @click.option(
@@ -254,6 +255,9 @@ class _Sizes(click.ParamType):
     is_flag=True,
     default=None,
     help="Pixel models: of images given their labels.",
+)
+@click.option(
+    "--recurrence", type=click.Choice(PIXEL_RNN_KINDS), help="pixelrnn: along what. [row]"
 )
 @click.option("--num-levels", type=click.IntRange(1), help="realnvp, glow: scales of images. [2]")
 @click.option("--num-steps", type=click.IntRange(1), help="glow: of each scale. [8]")
@@ -277,7 +281,7 @@ class _Sizes(click.ParamType):
     "--channels",
     type=click.IntRange(1),
     help="Pixel models; realnvp, glow, flowpp: of hidden layers; GANs: of the first convolution. "
-    "[64; pixelcnn-pp, realnvp, flowpp 32]",
+    "[64; pixelcnn-pp, pixelrnn (units), realnvp, flowpp 32]",
 )
 @click.option(
     "--num-critic-steps",
@@ -343,8 +347,8 @@ def train(ctx: click.Context, kind: str, out: Path | None, **options: Any) -> No
     in the units of the other models; of real values (--likelihood gaussian) it is the density's. So do
     rnade and the flows (realnvp, nsf, maf, iaf; of images glow, flowpp). fvsbn and nade take bits;
     nade-categorical levels; made bits, levels or real values; rnn, lstm and gpt bits, levels or the
-    characters of a text file; pixelcnn, gated-pixelcnn and pixelcnn-pp bits or levels of grey or RGB
-    images (of a folder with --likelihood categorical).
+    characters of a text file; pixelcnn, gated-pixelcnn, pixelcnn-pp and pixelrnn bits or levels of
+    grey or RGB images (of a folder with --likelihood categorical).
 
     The run directory holds config.json, metrics.jsonl, last.pt, best.pt, results.json and, for
     images, samples.png and reconstructions.png, for text samples.txt. Ctrl-C saves; --resume goes on

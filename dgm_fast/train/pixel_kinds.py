@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dgm_fast.data import DataError, Dataset
-from dgm_fast.models import GatedPixelCNN, PixelCNN, PixelCNNPP
+from dgm_fast.models import GatedPixelCNN, PixelCNN, PixelCNNPP, PixelRNN
 from dgm_fast.models._pixel import PixelModel
 from dgm_fast.train.dequantize import check_binary
 from dgm_fast.train.registry import Figures, ModelKind, register
@@ -88,4 +88,11 @@ _register(
     "PixelCNN++: three resolutions and a mixture of logistics",
     PixelCNNPP,
     {"channels": 32, "num_blocks": 2, "num_mixtures": 10, "dropout": 0.5},
+)
+_register(
+    "pixelrnn",
+    "PixelRNN: Row LSTMs or Diagonal BiLSTMs over an image",
+    PixelRNN,
+    {"channels": 32, "num_layers": 4, "recurrence": "row"},
+    {"recurrence": "kind"},
 )

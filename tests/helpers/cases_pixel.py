@@ -62,6 +62,19 @@ def _causal(id: str, build: Build, **options: Any) -> OpCase:
     )
 
 
+def _lstm(kind: str, id: str, image: tuple[int, ...], taps: int) -> OpCase:
+    def build(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        generator = _generator()
+        units = image[1] // 4
+        gates = _randn(image, dtype, 1.0, generator)
+        return gates, _randn((image[1], units, taps), dtype, (taps * units) ** -0.5, generator)
+
+    op = f"{kind}_lstm"
+    return OpCase(
+        f"{kind}-lstm-{id}", op, getattr(functional, op), getattr(reference, op), build, (0, 1)
+    )
+
+
 def gated_inputs(
     shape: tuple[int, ...],
     dim: int = 1,
@@ -167,10 +180,24 @@ CASES = [
         channels_last=True,
     ),
     _gated("one", (1, 2, 1, 1)),
+    _lstm("row", "plain", (2, 8, 3, 4), 3),
+    _lstm("row", "one-tap", (2, 4, 3, 2), 1),
+    _lstm("row", "five-taps", (1, 8, 3, 3), 5),
+    _lstm("row", "row", (2, 8, 1, 4), 3),
+    _lstm("row", "column", (2, 8, 4, 1), 3),
+    _lstm("diagonal", "plain", (2, 8, 3, 4), 2),
+    _lstm("diagonal", "high", (1, 8, 5, 2), 2),
+    _lstm("diagonal", "row", (2, 8, 1, 4), 2),
+    _lstm("diagonal", "column", (2, 8, 4, 1), 2),
+    _lstm("diagonal", "one", (1, 4, 1, 1), 2),
 ]
 
 # Several vectors, tiles, blocks of channels, rows and threads, with remainders of each.
 LARGE = [
+    _lstm("row", "large", (5, 80, 19, 23), 3),
+    _lstm("row", "large-wide", (2, 140, 9, 70), 5),
+    _lstm("diagonal", "large", (5, 80, 19, 23), 2),
+    _lstm("diagonal", "large-high", (2, 140, 33, 9), 2),
     _conv("large", conv_inputs((5, 64, 28, 28), 64, (7, 7)), mask_type="A"),
     _conv(
         "large-channels-last",
