@@ -21,7 +21,7 @@ def pixel_figures(model: PixelModel, x: Tensor | tuple[Tensor, Tensor], *_: Any)
 
 
 def _build(
-    name: str, model_class: type[PixelModel]
+    name: str, model_class: type[PixelModel], renamed: Mapping[str, str]
 ) -> Callable[[Dataset, Mapping[str, Any]], nn.Module]:
     def build(dataset: Dataset, options: Mapping[str, Any]) -> nn.Module:
         if dataset.image_shape is None:
@@ -33,7 +33,7 @@ def _build(
             )
         if dataset.likelihood == "bernoulli":
             check_binary(dataset, name)
-        chosen = {k: v for k, v in options.items() if k != "class_conditional"}
+        chosen = {renamed.get(k, k): v for k, v in options.items() if k != "class_conditional"}
         if options["class_conditional"]:
             if dataset.num_labels is None:
                 raise DataError(
@@ -51,18 +51,20 @@ def _build(
     return build
 
 
+# ``renamed``: options that have another name as the model's argument.
 def _register(
     name: str,
     summary: str,
     model_class: type[PixelModel],
     options: Mapping[str, Any],
+    renamed: Mapping[str, str] | None = None,
 ) -> None:
     register(
         ModelKind(
             name,
             summary,
             {**options, "class_conditional": False},
-            _build(name, model_class),
+            _build(name, model_class, renamed or {}),
             pixel_figures,
             pixel_figures,
             exact=True,
