@@ -276,6 +276,21 @@ def made_sample(z: Tensor, **layers: Tensor) -> Tensor:
     return x
 
 
+def pixel_cnn_sample(noise: Tensor, **layers: Tensor) -> Tensor:
+    """Uniforms [B, 1, H, W] -> bits by a pass a pixel; kernels W1, W2, ... are masked already."""
+    x = torch.zeros_like(noise)
+    count = len(layers) // 2
+    for i in range(x.shape[2]):
+        for j in range(x.shape[3]):
+            h = x
+            for k in range(1, count + 1):
+                weight = layers[f"W{k}"]
+                h = F.conv2d(h, weight, layers[f"b{k}"], padding=weight.shape[2] // 2)
+                h = torch.relu(h) if k < count else h
+            x[:, :, i, j] = (noise[:, :, i, j] < torch.sigmoid(h[:, :, i, j])).to(x.dtype)
+    return x
+
+
 def affine_flow_inverse(z: Tensor, **layers: Tensor) -> Tensor:
     """x_d = z_d exp(u_d) + shift_d by D passes -> [B, D + 1]: x and its log-determinant."""
     x = torch.zeros_like(z)

@@ -24,6 +24,7 @@ BUILTIN_MODULES = (
     "dgm_fast.perf.cases_masked",
     "dgm_fast.perf.cases_nade",
     "dgm_fast.perf.cases_pixel",
+    "dgm_fast.perf.cases_pixel_sampling",
     "dgm_fast.perf.cases_coupling",
     "dgm_fast.perf.cases_spline",
     "dgm_fast.perf.cases_autoregressive",
