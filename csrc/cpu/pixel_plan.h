@@ -23,11 +23,13 @@ struct BufferPlan {
   int64_t row_size(int64_t images) const {
     return (one_column ? 1 : columns + 2 * margin) * images * channels;
   }
+  // From a column to the next.
+  int64_t step(int64_t images) const {
+    return one_column ? 0 : images * channels;
+  }
   int64_t offset(int64_t row, int64_t column, int64_t images) const {
     // The row may lie above the image: there, nothing is written yet and everything is zero.
-    const int64_t slot = (row + rows) % rows;
-    const int64_t at = one_column ? 0 : margin + column;
-    return slot * row_size(images) + at * images * channels;
+    return (row + rows) % rows * row_size(images) + (margin + column) * step(images);
   }
 };
 
@@ -43,7 +45,8 @@ template <typename A>
 struct ProductPlan {
   std::vector<SourcePlan> sources;
   int64_t depth = 0;
-  int64_t first = 0, units = 0; // in the output
+  int64_t first = 0; // unit, in the output
+  Panels<A> panels; // of its units
   std::vector<A> weight; // packed
 };
 
@@ -54,18 +57,14 @@ struct OpPlan {
   int64_t output = 0;
   std::vector<int64_t> inputs;
   PixelTap tap{0, 0}; // Lstm
-  // Of a convolution. One that runs at a pixel adds to what its taps above left there at the start of the row.
+  // Of a convolution. One that runs at a pixel may add to what its taps above left there at the start of the row.
   int parities = 1; // 2 where the input's stride is the larger one
   int64_t jump = 1; // columns of the input from one column of the output to the next, but of parities
   int64_t steps = 1; // products for each parity: one a colour, or one for all units
   bool add = false;
   std::vector<ProductPlan<A>> products; // [row parity, column parity, step]
-  std::vector<A> bias; // [units] or [images, units], or empty
+  std::vector<A> bias; // [units] or [images, units]; not used where it adds
   int64_t bias_stride = 0;
-
-  const ProductPlan<A>& product(int64_t row, int64_t column, int64_t step) const {
-    return products[((row % parities) * parities + column % parities) * steps + step];
-  }
 };
 
 template <typename A>
@@ -192,7 +191,6 @@ class Plan {
     above_.push_back(std::move(above));
     if (any_here) {
       here.add = true;
-      here.bias.clear();
       pixels.push_back(std::move(here));
     }
   }
@@ -221,7 +219,8 @@ class Plan {
         for (int64_t step = 0; step < op.steps; ++step) {
           ProductPlan<A> product;
           product.first = whole ? 0 : out.first[step];
-          product.units = (whole ? out.channels : out.first[step + 1]) - product.first;
+          product.panels =
+              Panels<A>((whole ? out.channels : out.first[step + 1]) - product.first);
           pack(layer, wanted, channel_at, op.parities, row, column, product);
           op.products.push_back(std::move(product));
         }
@@ -248,7 +247,8 @@ class Plan {
       int row,
       int column,
       ProductPlan<A>& product) const {
-    if (product.units == 0) {
+    const Panels<A>& panels = product.panels;
+    if (panels.units == 0) {
       return;
     }
     const auto* weight = static_cast<const A*>(layer.weight);
@@ -279,7 +279,7 @@ class Plan {
           const std::vector<int64_t>& at = channels_at[n];
           int64_t depth = buffer.channels;
           const auto live = [&](int64_t channel) {
-            for (int64_t u = 0; u < product.units; ++u) {
+            for (int64_t u = 0; u < panels.units; ++u) {
               if (entry(u, channel, t) != A(0)) {
                 return true;
               }
@@ -302,13 +302,12 @@ class Plan {
       }
     }
     product.depth = static_cast<int64_t>(terms.size());
-    const Panels<A> panels(product.units);
     product.weight.assign(panels.packed_size(product.depth), A(0));
     for (int64_t p = 0; p < panels.count; ++p) {
       const int64_t first = panels.first_unit(p);
       const int64_t width = panels.first_unit(p + 1) - first;
       A* to = product.weight.data() + first * product.depth;
-      for (int64_t u = 0; u < std::min(width, product.units - first); ++u) {
+      for (int64_t u = 0; u < std::min(width, panels.units - first); ++u) {
         for (int64_t k = 0; k < product.depth; ++k) {
           to[k * width + u] = entry(first + u, terms[k].first, terms[k].second);
         }
@@ -318,6 +317,7 @@ class Plan {
 
   void set_bias(const PixelLayer& layer, const BufferPlan& out, OpPlan<A>& op) const {
     if (layer.bias == nullptr) {
+      op.bias.assign(out.channels, A(0));
       return;
     }
     const auto* bias = static_cast<const A*>(layer.bias);

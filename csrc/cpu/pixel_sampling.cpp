@@ -60,18 +60,20 @@ class Sampler {
   void run_row(int64_t y) {
     y_ = y;
     start_image_row();
-    for (size_t i = 0; i < plan_.rows.size();) {
-      if (!plan_.rows[i].reversed) {
-        run_at_row(plan_.rows[i++]);
+    make_ready(plan_.rows, early_);
+    make_ready(plan_.pixels, late_);
+    for (size_t i = 0; i < early_.size();) {
+      if (!early_[i].op->reversed) {
+        run_at_row(early_[i++]);
         continue;
       }
       size_t end = i;
-      while (end < plan_.rows.size() && plan_.rows[end].reversed) {
+      while (end < early_.size() && early_[end].op->reversed) {
         ++end;
       }
       for (int64_t x = args_.width - 1; x >= 0; --x) {
         for (size_t k = i; k < end; ++k) {
-          run_at_pixel(plan_.rows[k], x, kAllColors);
+          run_at_pixel(early_[k], x, kAllColors);
         }
       }
       i = end;
@@ -79,8 +81,8 @@ class Sampler {
     const int64_t steps = args_.draw.steps();
     for (int64_t x = 0; x < args_.width; ++x) {
       for (int64_t step = 0; step < steps; ++step) {
-        for (const auto& op : plan_.pixels) {
-          run_at_pixel(op, x, steps == 1 ? kAllColors : step);
+        for (const Ready& ready : late_) {
+          run_at_pixel(ready, x, steps == 1 ? kAllColors : step);
         }
         draw(x, step);
       }
@@ -90,17 +92,76 @@ class Sampler {
  private:
   static constexpr int64_t kAllColors = -1;
 
-  A* at(int64_t buffer, int64_t row, int64_t column) {
-    return memory_.data() + start_[buffer] + plan_.buffers[buffer].offset(row, column, images_);
+  // A buffer at a row, column 0.
+  struct Place {
+    A* data;
+    int64_t step; // from column to column
+    const BufferPlan* buffer;
+  };
+
+  struct ReadySource {
+    const A* data; // at column 0
+    int64_t step;
+    int64_t stride, depth;
+  };
+
+  // An op at the row that is drawn.
+  struct Ready {
+    const OpPlan<A>* op;
+    int64_t stride; // of the output
+    Place out;
+    std::vector<Place> inputs; // of element-wise ops; of Lstm gates, cell and the cell before
+    const ProductPlan<A>* products; // of the row's parity
+    std::vector<std::vector<ReadySource>> sources; // of each product
+  };
+
+  Place place(int64_t buffer, int64_t row, int64_t column) {
+    const BufferPlan& plan = plan_.buffers[buffer];
+    return {
+        memory_.data() + start_[buffer] + plan.offset(row, column, images_),
+        plan.step(images_),
+        &plan};
   }
 
   int64_t newest(int64_t buffer) const {
     return y_ / plan_.buffers[buffer].stride;
   }
 
+  // The ops that run at this row, and where they read and write.
+  void make_ready(const std::vector<OpPlan<A>>& ops, std::vector<Ready>& to) {
+    to.clear();
+    for (const auto& op : ops) {
+      const int64_t stride = plan_.buffers[op.output].stride;
+      if (y_ % stride != 0) {
+        continue;
+      }
+      const int64_t row = y_ / stride;
+      Ready ready{&op, stride, place(op.output, row, 0), {}, nullptr, {}};
+      if (op.kind == PixelKind::Convolution) {
+        const int64_t count = op.parities * op.steps;
+        ready.products = op.products.data() + row % op.parities * count;
+        for (int64_t p = 0; p < count; ++p) {
+          auto& sources = ready.sources.emplace_back();
+          for (const SourcePlan& from : ready.products[p].sources) {
+            const Place at = place(from.buffer, newest(from.buffer) + from.row, from.column);
+            sources.push_back({at.data, at.step, at.buffer->channels, from.depth});
+          }
+        }
+      } else {
+        for (const int64_t b : op.inputs) {
+          ready.inputs.push_back(place(b, row, 0));
+        }
+        if (op.kind == PixelKind::Lstm) {
+          ready.inputs.push_back(place(op.inputs[1], row + op.tap.row, op.tap.column));
+        }
+      }
+      to.push_back(std::move(ready));
+    }
+  }
+
   void start_image_row() {
     const BufferPlan& image = plan_.buffers[0];
-    A* row = at(0, y_, 0);
+    A* row = place(0, y_, 0).data;
     std::fill_n(row, image.columns * images_ * image.channels, A(0));
     // What is known before all comes first.
     for (int64_t i = 0; i < image.columns * images_; ++i) {
@@ -108,138 +169,136 @@ class Sampler {
     }
   }
 
-  bool on_grid(int64_t position, const OpPlan<A>& op) const {
-    return position % plan_.buffers[op.output].stride == 0;
-  }
-
-  void run_at_row(const OpPlan<A>& op) {
-    if (!on_grid(y_, op)) {
-      return;
-    }
-    const int64_t columns = plan_.buffers[op.output].columns;
+  void run_at_row(const Ready& ready) {
+    const OpPlan<A>& op = *ready.op;
+    const int64_t columns = ready.out.buffer->columns;
     if (op.kind != PixelKind::Convolution) {
-      elements(op, 0, columns, kAllColors);
+      elements(ready, 0, columns, kAllColors);
     } else if (op.parities == 1 && op.jump == 1) {
-      convolve(op, 0, columns, 0);
+      convolve(ready, 0, columns, 0);
     } else {
       for (int64_t j = 0; j < columns; ++j) {
-        convolve(op, j, 1, 0);
+        convolve(ready, j, 1, 0);
       }
     }
   }
 
-  void run_at_pixel(const OpPlan<A>& op, int64_t x, int64_t step) {
-    if (!on_grid(y_, op) || !on_grid(x, op)) {
-      return;
+  void run_at_pixel(const Ready& ready, int64_t x, int64_t step) {
+    int64_t column = x;
+    if (ready.stride > 1) {
+      if (x % ready.stride != 0) {
+        return;
+      }
+      column = x / ready.stride;
     }
-    const int64_t column = x / plan_.buffers[op.output].stride;
-    if (op.kind == PixelKind::Convolution) {
-      convolve(op, column, 1, step == kAllColors ? 0 : step);
+    if (ready.op->kind == PixelKind::Convolution) {
+      convolve(ready, column, 1, step == kAllColors ? 0 : step);
     } else {
-      elements(op, column, 1, step);
+      elements(ready, column, 1, step);
     }
   }
 
   // At `columns` columns from `column` on.
-  void convolve(const OpPlan<A>& op, int64_t column, int64_t columns, int64_t step) {
-    const int64_t row = newest(op.output);
-    const ProductPlan<A>& product = op.product(row, column, step);
-    if (product.units == 0 || (op.add && product.depth == 0)) {
+  void convolve(const Ready& ready, int64_t column, int64_t columns, int64_t step) {
+    const OpPlan<A>& op = *ready.op;
+    const bool up = op.parities == 2;
+    const int64_t at = (up ? column % 2 : 0) * op.steps + step;
+    const ProductPlan<A>& product = ready.products[at];
+    if (product.panels.units == 0 || (op.add && product.depth == 0)) {
       return;
     }
-    const int64_t base = op.parities == 2 ? column / 2 : column * op.jump;
-    for (size_t s = 0; s < product.sources.size(); ++s) {
-      const SourcePlan& from = product.sources[s];
-      sources_[s] = {
-          at(from.buffer, newest(from.buffer) + from.row, base + from.column),
-          plan_.buffers[from.buffer].channels,
-          from.depth};
+    const int64_t base = up ? column / 2 : column * op.jump;
+    const auto& sources = ready.sources[at];
+    for (size_t s = 0; s < sources.size(); ++s) {
+      const ReadySource& from = sources[s];
+      sources_[s] = {from.data + base * from.step, from.stride, from.depth};
     }
-    const A* bias = nullptr;
-    if (!op.bias.empty()) {
-      bias = op.bias.data() + first_ * op.bias_stride + product.first;
-    }
+    const A* bias =
+        op.add ? nullptr : op.bias.data() + first_ * op.bias_stride + product.first;
     multiply(
         sources_.data(),
-        static_cast<int64_t>(product.sources.size()),
+        static_cast<int64_t>(sources.size()),
         product.depth,
         columns * images_,
         product.weight.data(),
-        Panels<A>(product.units),
+        product.panels,
         ProductOutput<A>{
-            at(op.output, row, column) + product.first,
-            plan_.buffers[op.output].channels,
+            ready.out.data + column * ready.out.step + product.first,
+            ready.out.buffer->channels,
             bias,
             op.bias_stride,
-            images_,
-            op.add});
+            images_});
   }
 
   // Of all colours, or the channels of one.
-  void elements(const OpPlan<A>& op, int64_t column, int64_t columns, int64_t step) {
-    const int64_t row = newest(op.output);
+  void elements(const Ready& ready, int64_t column, int64_t columns, int64_t step) {
     const int64_t rows = columns * images_;
     if (step == kAllColors) {
       for (int64_t g = 0; g < args_.draw.steps(); ++g) {
-        elements_of(op, row, column, rows, g);
+        elements_of(ready, column, rows, g);
       }
     } else {
-      elements_of(op, row, column, rows, step);
+      elements_of(ready, column, rows, step);
     }
   }
 
-  void elements_of(const OpPlan<A>& op, int64_t row, int64_t column, int64_t rows, int64_t color) {
-    const BufferPlan& out = plan_.buffers[op.output];
-    const BufferPlan& in = plan_.buffers[op.inputs[0]];
-    const int64_t first = out.first[color];
-    const int64_t count = out.first[color + 1] - first;
+  // Where the channels of a colour begin.
+  static A* channels_of(const Place& place, int64_t column, int64_t color) {
+    return place.data + column * place.step + place.buffer->first[color];
+  }
+
+  void elements_of(const Ready& ready, int64_t column, int64_t rows, int64_t color) {
+    const OpPlan<A>& op = *ready.op;
+    const int64_t count = ready.out.buffer->first[color + 1] - ready.out.buffer->first[color];
     if (count == 0) {
       return;
     }
-    A* to = at(op.output, row, column) + first;
-    const A* from = at(op.inputs[0], row, column) + in.first[color];
+    const int64_t channels = ready.out.buffer->channels;
+    const int64_t in_channels = ready.inputs[0].buffer->channels;
+    A* to = channels_of(ready.out, column, color);
+    const A* from = channels_of(ready.inputs[0], column, color);
     switch (op.kind) {
       case PixelKind::TanhGate:
       case PixelKind::LinearGate:
         for (int64_t r = 0; r < rows; ++r) {
-          gate_elements(op.kind, from + r * in.channels, count, to + r * out.channels);
+          gate_elements(op.kind, from + r * in_channels, count, to + r * channels);
         }
         return;
       case PixelKind::ConcatElu:
         for (int64_t r = 0; r < rows; ++r) {
-          map_elements(op.kind, from + r * in.channels, count / 2, to + r * out.channels);
+          map_elements(op.kind, from + r * in_channels, count / 2, to + r * channels);
         }
         return;
       case PixelKind::Lstm: {
-        A* cell = at(op.inputs[1], row, column) + first;
-        const A* before = at(op.inputs[1], row + op.tap.row, column + op.tap.column) + first;
+        A* cell = channels_of(ready.inputs[1], column, color);
+        const A* before = channels_of(ready.inputs[2], column, color);
         for (int64_t r = 0; r < rows; ++r) {
-          const int64_t offset = r * out.channels;
-          lstm_elements(from + r * in.channels, before + offset, count, cell + offset, to + offset);
+          const int64_t offset = r * channels;
+          lstm_elements(from + r * in_channels, before + offset, count, cell + offset, to + offset);
         }
         return;
       }
       case PixelKind::Concatenate:
-        for (const int64_t b : op.inputs) {
-          const BufferPlan& part = plan_.buffers[b];
+        for (const Place& input : ready.inputs) {
+          const BufferPlan& part = *input.buffer;
           const int64_t own = part.first[color + 1] - part.first[color];
-          const A* data = at(b, row, column) + part.first[color];
+          const A* data = channels_of(input, column, color);
           for (int64_t r = 0; r < rows; ++r) {
-            std::copy_n(data + r * part.channels, own, to + r * out.channels);
+            std::copy_n(data + r * part.channels, own, to + r * channels);
           }
           to += own;
         }
         return;
       default:
         // Whole positions are one run.
-        const bool whole = count == out.channels;
+        const bool whole = count == channels;
         const int64_t runs = whole ? 1 : rows;
         const int64_t size = whole ? rows * count : count;
         for (int64_t r = 0; r < runs; ++r) {
-          map_elements(op.kind, from + r * in.channels, size, to + r * out.channels);
-          for (size_t n = 1; n < op.inputs.size(); ++n) {
-            const A* term = at(op.inputs[n], row, column) + first + r * out.channels;
-            add_elements(term, size, to + r * out.channels);
+          map_elements(op.kind, from + r * channels, size, to + r * channels);
+          for (size_t n = 1; n < ready.inputs.size(); ++n) {
+            const A* term = channels_of(ready.inputs[n], column, color) + r * channels;
+            add_elements(term, size, to + r * channels);
           }
         }
     }
@@ -315,7 +374,7 @@ class Sampler {
   void load_params(int64_t x, int64_t step) {
     const PixelDraw& draw = args_.draw;
     const BufferPlan& buffer = plan_.buffers[args_.output];
-    const A* from = at(args_.output, y_, x);
+    const A* from = place(args_.output, y_, x).data;
     const int64_t count = draw.kind == PixelDrawKind::Bernoulli ? 1
         : draw.kind == PixelDrawKind::Categorical               ? draw.levels
                                                                 : buffer.channels;
@@ -338,7 +397,7 @@ class Sampler {
   void encode(int64_t x, int64_t n, int64_t color, A value) {
     const PixelDraw& draw = args_.draw;
     const BufferPlan& image = plan_.buffers[0];
-    A* channels = at(0, y_, x) + n * image.channels;
+    A* channels = place(0, y_, x).data + n * image.channels;
     if (!draw.one_hot) {
       channels[image.place[color]] = static_cast<A>(draw.scale) * value + static_cast<A>(draw.shift);
       return;
@@ -352,6 +411,7 @@ class Sampler {
   int64_t y_ = 0;
   std::vector<int64_t> start_; // of every buffer
   std::vector<A> memory_;
+  std::vector<Ready> early_, late_;
   std::vector<Source<A>> sources_;
   Scratch<A> params_, noise_, drawn_; // [parameter or colour, image]
   Scratch<A> given_, values_; // of a mixture's colours, [colour, image]
