@@ -63,6 +63,8 @@ def pixel_sample(
             row.run(phase)
         x[:, :, y] = row.x
         if progress is not None:
+            if x.is_cuda and not torch.cuda.is_current_stream_capturing():
+                torch.cuda.current_stream().synchronize()
             progress(y + 1)
     return x
 
