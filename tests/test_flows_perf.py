@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from torch import nn
 
 from dgm_fast.models import NSF
-from dgm_fast.perf import flow_models
+from dgm_fast.perf import flow_models, step, step_cases
+from dgm_fast.perf.runner import Options
+from dgm_fast.perf.timing import Plan
+
+PLAN = Plan(min_round_s=0.0, min_rounds=3, max_rounds=4, budget_s=0.0, warm_up=0)
 
 
 def model_and_noise() -> tuple[NSF, torch.Tensor]:
@@ -34,3 +41,29 @@ def test_nflows_has_the_same_weights() -> None:
     torch.testing.assert_close(theirs.loss(x), model.loss(x), rtol=1e-9, atol=1e-9)
     for got, want in zip(theirs.inverse(x), model.decode(x), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-7)
+
+
+class Twin(nn.Module):
+    """Another library's model: the same loss, but for a factor, under other names of parameters."""
+
+    def __init__(self, model: NSF, factor: float) -> None:
+        super().__init__()
+        self.inner, self.factor = model, factor
+
+    def loss(self, x: torch.Tensor) -> torch.Tensor:
+        return self.factor * self.inner.loss(x)
+
+
+def test_peers_of_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "TRAINED_STEPS", 2)
+    monkeypatch.setattr(step, "PROFILED_STEPS", 1)
+    tiny = step_cases.nsf_step("tiny", 4, 1, 8, 4, 16)
+    options = Options(plan=PLAN, compiled=False)
+    for factor, status in ((1.0, "ok"), (1.1, "failed")):
+        case = dataclasses.replace(tiny, peers={"twin": lambda m, f=factor: Twin(m, f)})
+        record = step.run_step(case, options)
+        assert record["status"] == status, record["failures"]
+        if status == "ok":
+            assert set(record["modes"]["step"]) == {"eager", "ours", "twin"}
+        else:
+            assert record["failures"][0].startswith("twin: loss or gradients differ from eager")
