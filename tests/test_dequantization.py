@@ -162,7 +162,7 @@ def test_training_q_tightens_the_bound() -> None:
 
 def test_chunks_context_and_options(monkeypatch) -> None:
     torch.manual_seed(0)
-    flow = Glow((2, 2), num_levels=1, num_steps=1, channels=4, context_dim=2)
+    flow = Glow((2, 2), num_levels=1, num_steps=1, channels=4, context_dim=2, logit_alpha=None)
     randomize(flow, 0.3)
     model = Dequantized(flow.eval(), 2)
     x, context = torch.randint(0, 2, (3, 4)), torch.randn(3, 2)

@@ -36,8 +36,8 @@ class FlowPP(ImageFlow):
         channels, num_blocks: of the networks.
         num_couplings: of the three groups.
         scale, clamp: of the affine maps, as for :func:`dgm_fast.functional.affine_coupling`.
-        logit_alpha: for data in [0, 1]: they go through the logit first, that far from their ends; None
-            takes data as they are.
+        logit_alpha: data are in [0, 1] and go through the logit first, that far from their ends; None takes
+            them as they are.
         context_dim: size of the context of a conditional density p(x | c), which all networks hear.
         reversible: compute activations from outputs in backward: memory does not grow with depth, and a
             training step takes about a third longer.

@@ -36,9 +36,10 @@ class Glow(ImageFlow):
         num_steps: K, of each level.
         channels: of the networks' hidden layers.
         coupling: "affine" or "additive".
-        scale: of affine couplings, as for :func:`dgm_fast.functional.affine_coupling`.
-        logit_alpha: for data in [0, 1]: they go through the logit first, that far from their ends; None
-            takes data as they are.
+        scale: of affine couplings, as for :func:`dgm_fast.functional.affine_coupling`. The paper's code
+            has "sigmoid2", whose inverse may be large far from the data.
+        logit_alpha: data are in [0, 1] and go through the logit first, that far from their ends; None takes
+            them as they are, as the paper does.
         context_dim: size of the context of a conditional density p(x | c), which all networks hear.
         reversible: compute activations from outputs in backward: memory does not grow with ``num_steps``,
             and a training step takes about a third longer.
@@ -58,8 +59,8 @@ class Glow(ImageFlow):
         num_steps: int = 8,
         channels: int = 64,
         coupling: str = "affine",
-        scale: str = "sigmoid2",
-        logit_alpha: float | None = None,
+        scale: str = "tanh",
+        logit_alpha: float | None = 0.05,
         context_dim: int | None = None,
         reversible: bool = False,
     ) -> None:

@@ -86,6 +86,6 @@ def _images(
 
 
 IMAGE_FLOW_STEPS = (
-    glow_step("mnist", (1, 28, 28), 2, 4, 32, 32),
-    reversible_step("3x32x32", (3, 32, 32), 32, 32, 2, 8),
+    glow_step("mnist", (1, 28, 28), 2, 4, 32, 16),
+    reversible_step("3x32x32", (3, 32, 32), 32, 16, 1, 8),
 )

@@ -331,8 +331,7 @@ class _Sizes(click.ParamType):
     "--eval-samples",
     type=click.IntRange(1),
     default=1000,
-    show_default=True,
-    help="Importance samples for the test NLL.",
+    help="Importance samples for the test NLL. [1000; glow, flowpp 20]",
 )
 @click.option(
     "--compare-reference",

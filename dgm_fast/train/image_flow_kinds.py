@@ -79,10 +79,11 @@ def build_real_nvp(dataset: Dataset, options: Mapping[str, Any]) -> nn.Module:
 
 def _build_glow(dataset: Dataset, options: Mapping[str, Any]) -> nn.Module:
     chosen = {name: options[name] for name in _GLOW}
-    # Takes data in [0, 1] as they are, too.
-    return image_model(
-        dataset, "glow", options["dequantization"], lambda shape, _: Glow(shape, **chosen)
-    )
+
+    def make(shape: tuple[int, int, int], unit_interval: bool) -> Flow:
+        return Glow(shape, logit_alpha=0.05 if unit_interval else None, **chosen)
+
+    return image_model(dataset, "glow", options["dequantization"], make)
 
 
 def _build_flowpp(dataset: Dataset, options: Mapping[str, Any]) -> nn.Module:
