@@ -88,7 +88,7 @@ def test_many_draws_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, sizes = make(), every_row()[:5], []
     inner = model.density.log_prob
     monkeypatch.setattr(model.density, "log_prob", lambda v: (sizes.append(len(v)), inner(v))[1])
-    monkeypatch.setattr("dgm_fast.train.dequantize._CHUNK_ELEMENTS", 5 * D * 4)
+    monkeypatch.setattr("dgm_fast.models.dequantized._CHUNK_ELEMENTS", 5 * D * 4)
     assert model.log_weights(x, 10).shape == (5, 10)
     assert sizes == [20, 20, 10]
 
