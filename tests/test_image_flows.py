@@ -342,3 +342,8 @@ def test_extreme_values_stay_finite() -> None:
 def test_bad_arguments(build, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_flows_on_images_have_nothing_to_standardise() -> None:
+    with pytest.raises(TypeError, match="actnorm"):
+        RealNVP((4, 4), **SMALL).standardize(torch.rand(5, 16))
