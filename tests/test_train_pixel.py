@@ -19,6 +19,7 @@ SMALL = {
     "pixelcnn": ["--channels", 6, "--num-layers", 1, "--dropout", 0.1],
     "gated-pixelcnn": ["--channels", 6, "--num-layers", 2, "--dropout", 0.1],
     "pixelcnn-pp": ["--channels", 4, "--num-blocks", 1, "--num-mixtures", 2, "--dropout", 0.1],
+    "pixelrnn": ["--channels", 6, "--num-layers", 1, "--recurrence", "diagonal"],
 }
 
 

@@ -59,6 +59,10 @@ SMALL_MODELS = {
     "flowpp": {"num_mixtures": 2, "channels": 4, "num_blocks": 1, "dequantization": "uniform"},
     "nsf": {"num_layers": 2, "hidden_size": 8, "num_bins": 4},
     **{kind: {"num_layers": 2, "hidden_sizes": [8]} for kind in ("realnvp", "maf", "iaf")},
+    "pixelcnn": {"num_layers": 1, "channels": 6},
+    "gated-pixelcnn": {"num_layers": 2, "channels": 6},
+    "pixelcnn-pp": {"num_blocks": 1, "channels": 4, "num_mixtures": 2},
+    "pixelrnn": {"num_layers": 1, "channels": 4},
 }
 
 

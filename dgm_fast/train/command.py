@@ -242,7 +242,8 @@ class _Sizes(click.ParamType):
 @click.option(
     "--num-blocks",
     type=click.IntRange(1),
-    help="nsf, realnvp, flowpp: residual blocks (nsf: or hidden layers); pixelcnn-pp: at a resolution. [2]",
+    help="nsf, realnvp, flowpp: residual blocks (nsf: or hidden layers); pixelcnn-pp: at a "
+    "resolution. [2]",
 )
 @click.option("--num-bins", type=click.IntRange(2), help="nsf: bins of a spline. [8]")
 @click.option(
