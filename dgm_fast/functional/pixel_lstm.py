@@ -37,7 +37,7 @@ def row_lstm(gates: Tensor, weight: Tensor) -> Tensor:
     if weight.shape[2] % 2 == 0:
         raise ValueError(f"weight must have an odd number of taps, got shape {tuple(weight.shape)}")
     gates, weight, _ = cast_as_linear(gates, weight, None)
-    if ops.use_kernel(gates, "pixel"):
+    if ops.use_kernel(gates, "pixel_lstm"):
         return ops.row_lstm(gates, weight)[0]
     return reference.row_lstm(gates, weight)
 
@@ -68,7 +68,7 @@ def diagonal_lstm(gates: Tensor, weight: Tensor) -> Tensor:
     if weight.shape[2] != 2:
         raise ValueError(f"weight must have two taps, got shape {tuple(weight.shape)}")
     gates, weight, _ = cast_as_linear(gates, weight, None)
-    if ops.use_kernel(gates, "pixel"):
+    if ops.use_kernel(gates, "pixel_lstm"):
         return ops.diagonal_lstm(gates, weight)[0]
     return reference.diagonal_lstm(gates, weight)
 

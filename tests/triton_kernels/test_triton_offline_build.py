@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from itertools import pairwise
@@ -422,3 +423,14 @@ def test_every_kernel_is_built() -> None:
         for launch in offline_gpu.record(call)
     }
     assert offline_gpu.kernels_of("dgm_fast.kernels") == launched
+
+
+def test_every_op_of_a_family_with_kernels_has_launchers() -> None:
+    if ops.active_isa() is None:
+        pytest.skip("the C++ extension is not built")
+    for name, spec in ops.SPECS.items():
+        if spec.family in ops.WITHOUT_TRITON:
+            continue
+        module = importlib.import_module(f"dgm_fast.kernels.{spec.family}")
+        suffixes = ["fwd", "bwd"] if ops.differentiable_arguments(name) else ["fwd"]
+        assert all(hasattr(module, f"{name}_{suffix}") for suffix in suffixes), name
