@@ -24,6 +24,11 @@ Tensor column_sums(const Tensor& matrix, at::ScalarType to) {
   return matrix.sum({0}, false, sum_dtype(matrix)).to(to);
 }
 
+// Weights, and multiplications by them, up to which the library multiplies a copy without the masked entries faster
+// than blocks are skipped.
+constexpr int64_t kFewWeights = 1 << 15;
+constexpr int64_t kFewProducts = 1 << 20;
+
 // A linear layer and its mask, a staircase or any other. Where there is no block product for the dtype the layer
 // is computed in the sum's.
 struct MaskedLayer {
@@ -31,6 +36,7 @@ struct MaskedLayer {
   Tensor x, weight; // [batch, in], [out, in]
   OptionalTensor kept;
   Staircase stairs;
+  bool whole; // multiplied as a whole, once masked
 
   MaskedLayer(
       const Tensor& x_in,
@@ -50,11 +56,14 @@ struct MaskedLayer {
     if (!kept.has_value()) {
       stairs = Staircase::of_degrees(*in_degrees, *out_degrees, strict);
     }
+    whole = kept.has_value() ||
+        (weight.numel() <= kFewWeights && batch * weight.numel() <= kFewProducts);
   }
 
-  // Formed only for a mask that is given entry by entry.
-  Tensor masked_weight() const {
-    return at::where(*kept, weight, at::zeros({}, weight.options()));
+  // The kept entries of a matrix like the weight, zero elsewhere.
+  Tensor masked(const Tensor& matrix) const {
+    return kept.has_value() ? at::where(*kept, matrix, at::zeros({}, matrix.options()))
+                            : stairs.masked(matrix);
   }
 
   // The type that results are computed in before they take their argument's.
@@ -73,9 +82,9 @@ Tensor masked_linear(
     bool strict) {
   const MaskedLayer layer(x, weight, in_degrees, out_degrees, kept, strict);
   Tensor out;
-  if (kept.has_value()) {
+  if (layer.whole) {
     const OptionalTensor offset = bias.has_value() ? bias->to(layer.type) : bias;
-    out = at::linear(layer.x, layer.masked_weight(), offset);
+    out = at::linear(layer.x, layer.masked(layer.weight), offset);
   } else {
     const Tensor offset =
         bias.has_value() ? bias->to(sum_dtype(layer.x)).contiguous() : Tensor();
@@ -103,14 +112,14 @@ std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(
   Tensor grad_weight = at::empty({0}, weight.options());
   Tensor grad_bias = at::empty({0}, weight.options());
   if (wanted[0]) {
-    grad_x = kept.has_value()
-        ? upstream.mm(layer.masked_weight())
+    grad_x = layer.whole
+        ? upstream.mm(layer.masked(layer.weight))
         : staircase_input_gradient(layer.stairs, upstream, layer.weight, layer.result());
     grad_x = grad_x.to(x.scalar_type()).view(x.sizes());
   }
   if (wanted[1]) {
-    grad_weight = kept.has_value()
-        ? at::where(*kept, upstream.t().mm(layer.x), at::zeros({}, upstream.options()))
+    grad_weight = layer.whole
+        ? layer.masked(upstream.t().mm(layer.x))
         : staircase_weight_gradient(layer.stairs, upstream, layer.x, layer.result());
     grad_weight = grad_weight.to(layer.dtype);
   }

@@ -535,6 +535,27 @@ Staircase Staircase::strictly_lower(int64_t size) {
   return stairs;
 }
 
+Tensor Staircase::masked(const Tensor& matrix) const {
+  Tensor out = at::empty({rows(), columns}, matrix.options());
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, matrix.scalar_type(), "masked", [&] {
+    const auto* from = matrix.const_data_ptr<scalar_t>();
+    auto* to = out.mutable_data_ptr<scalar_t>();
+    for (int64_t r = 0; r < rows(); ++r) {
+      const int64_t at = (row_order.empty() ? r : row_order[r]) * columns;
+      if (column_order.empty()) {
+        std::copy_n(from + at, ends[r], to + at);
+        std::fill(to + at + ends[r], to + at + columns, scalar_t(0));
+        continue;
+      }
+      for (int64_t c = 0; c < columns; ++c) {
+        const int64_t i = at + column_order[c];
+        to[i] = c < ends[r] ? from[i] : scalar_t(0);
+      }
+    }
+  });
+  return out;
+}
+
 int64_t Staircase::first_row(int64_t column) const {
   return std::upper_bound(ends.begin(), ends.end(), column) - ends.begin();
 }

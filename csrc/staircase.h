@@ -30,6 +30,8 @@ struct Staircase {
         row_order.empty() ? nullptr : row_order.data(),
         column_order.empty() ? nullptr : column_order.data()};
   }
+  // A copy of a contiguous matrix, with zeros where the mask has them.
+  at::Tensor masked(const at::Tensor& matrix) const;
   // The rows from this one on keep the column.
   int64_t first_row(int64_t column) const;
 };

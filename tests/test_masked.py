@@ -96,6 +96,8 @@ def layer_inputs(seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor,
     """x, weight, bias and degrees of random sizes; every other seed has degrees out of order."""
     generator = torch.Generator().manual_seed(seed)
     batch, inputs, outputs = torch.randint(1, 180, (3,), generator=generator).tolist()
+    # Small products are formed as a whole, larger ones block by block.
+    batch *= (1, 1, 12, 12)[seed % 4]
     kind = "shuffled" if seed % 2 else "sorted"
     of_inputs, of_outputs = degrees(kind, inputs, outputs, generator)
     shapes = ((batch, inputs), (outputs, inputs), (outputs,))
