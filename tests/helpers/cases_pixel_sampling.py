@@ -73,7 +73,7 @@ _MIXTURE = PixelDraw("logistic_mixture", 3, 256, 3, ones=1)
 CASES = [
     _case("binary", pixelcnn, _BINARY, 3, (5, 6)),
     _case("colors-given", gated, _COLORS, 2, (4, 5), given=True),
-    _case("mixture", pixelcnn_pp, _MIXTURE, 2, (5, 4)),
+    _case("mixture", pixelcnn, _MIXTURE, 2, (5, 4)),
     _case("row", pixelrnn, _BINARY, 2, (4, 3), given=True, kind="row"),
     _case(
         "diagonal",
@@ -90,4 +90,5 @@ CASES = [
 LARGE = [
     _case("large-binary", pixelcnn, _BINARY, 40, (6, 7), width=53),
     _case("large-gated", gated, _COLORS, 19, (7, 5), given=True, width=30),
+    _case("large-strides", pixelcnn_pp, _BINARY, 5, (9, 6), width=20),
 ]
