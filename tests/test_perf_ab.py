@@ -279,7 +279,7 @@ FAMILIES = {
     "csrc/nade.cpp": {"nade"},
     "csrc/cpu/nade_sample.cpp": {"nade"},
     "csrc/cpu/bounds.cpp": {"latent"},
-    "csrc/cpu/product.cpp": {"linear_head"},
+    "csrc/cpu/product.cpp": {"linear_head", "pixel"},
     "csrc/cpu/mixture_table.h": {"mixture"},
     "dgm_fast/functional/nade.py": {"nade"},
     "dgm_fast/reference/mixture.py": {"mixture"},
@@ -288,17 +288,23 @@ FAMILIES = {
 }
 
 
+# Cases of whole models: samples of a flow.
+MODELS = [c.name for c in CASES if c.op not in ops.SPECS and c.op not in ops.STANDALONE]
+
+
 @pytest.mark.parametrize("file", FAMILIES)
 def test_a_change_touches_its_family(file: str) -> None:
     assert (ROOT / file).exists(), "the table above names a file that is gone"
     names = changed.touched([file], CASES, STEPS, ROOT)
-    families = {case.family for case in CASES if case.name in names}
+    # Cases of whole models are in, whatever the op.
+    families = {case.family for case in CASES if case.name in names and case.op in ops.SPECS}
     assert families == FAMILIES[file]
 
 
 def test_an_op_beside_the_table_is_found() -> None:
     names = changed.touched(["csrc/critic_step.cpp"], CASES, [], ROOT)
-    assert names == [case.name for case in CASES if case.op == "critic_step"] != []
+    critics = [case.name for case in CASES if case.op == "critic_step"]
+    assert [name for name in names if name not in MODELS] == critics != []
 
 
 @pytest.mark.parametrize(
@@ -330,9 +336,10 @@ def test_documents_tests_and_the_harness_touch_nothing(file: str) -> None:
     assert changed.touched([file], CASES, STEPS, ROOT) == []
 
 
-def test_models_touch_the_training_steps() -> None:
+def test_models_touch_the_training_steps_and_samples() -> None:
     names = changed.touched(["dgm_fast/models/iwae.py"], CASES, STEPS, ROOT)
-    assert names == [step.name for step in STEPS]
+    assert names == [*MODELS, *(step.name for step in STEPS)]
+    assert "nsf_sample/small/float32" in MODELS
 
 
 def test_command_takes_what_changed_and_fails_on_a_regression(
@@ -359,7 +366,7 @@ def test_command_takes_what_changed_and_fails_on_a_regression(
     )
     assert done.exit_code == 1 and "**1 slower**" in out.read_text() and "1 slower" in done.output
     nade = [case.name for case in CASES if case.family == "nade"]
-    assert asked == [nade]
+    assert [set(cases) for cases in asked] == [{*nade, *MODELS}]
     monkeypatch.setattr(worktrees, "changed_files", lambda *a: ["README.md"])
     done = CliRunner().invoke(perf, ["ab", "v1", "--changed"])
     assert done.exit_code == 0 and "No case is touched by the 1 changed files" in done.output

@@ -9,6 +9,7 @@ from torch import Tensor
 from dgm_fast import ops, perf, reference
 from dgm_fast.perf.problem import as_tuple, make_problem
 from dgm_fast.perf.registry import (
+    BUILTIN_MODULES,
     SIZES,
     Case,
     Registry,
@@ -21,6 +22,10 @@ CASES = builtin_registry().all()
 BY_NAME = {case.name: case for case in CASES}
 # A few megabytes at most: what a test can afford to build.
 LIGHT = [case for case in CASES if case.size in ("small", "odd")]
+
+
+def test_built_in_cases_are_told_from_those_of_users() -> None:
+    assert {case.build.__module__ for case in CASES} <= set(BUILTIN_MODULES)
 
 
 @pytest.mark.parametrize("op", sorted(ops.SPECS))

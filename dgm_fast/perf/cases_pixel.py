@@ -232,5 +232,15 @@ def _lstm_inputs(
     }
 
 
-for _kind, _taps in (("row", 3), ("diagonal", 2)):
-    _lstm_case(_kind, _taps)(functools.partial(_lstm_inputs, _taps))
+@_lstm_case("row", 3)
+def row_lstm_inputs(
+    shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
+) -> Inputs:
+    return _lstm_inputs(3, shape, dtype, generator)
+
+
+@_lstm_case("diagonal", 2)
+def diagonal_lstm_inputs(
+    shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
+) -> Inputs:
+    return _lstm_inputs(2, shape, dtype, generator)

@@ -35,7 +35,8 @@ def touched(
 def _of_file(
     file: PurePosixPath, cases: Sequence[Case], steps: Sequence[StepCase], root: Path
 ) -> set[str]:
-    every_step = {step.name for step in steps}
+    # Cases of no op time a whole model (its samples, say), as training steps do.
+    every_step = {step.name for step in steps} | {c.name for c in cases if not _of_an_op(c)}
     everything = {case.name for case in cases} | every_step
     parts = file.parts
     if parts[0] == "csrc":
@@ -65,6 +66,10 @@ def _of_harness(stem: str, cases: Sequence[Case], every_step: set[str]) -> set[s
         return every_step
     module = f"dgm_fast.perf.{stem}"
     return {case.name for case in cases if case.build.__module__ == module}
+
+
+def _of_an_op(case: Case) -> bool:
+    return case.op in ops.SPECS or case.op in ops.STANDALONE
 
 
 def _with_ops(names: set[str], cases: Sequence[Case]) -> set[str]:
