@@ -44,16 +44,22 @@ bool direct(const Tensor& x) {
       (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble);
 }
 
+// Where every tap is live the library does as much work; with few channels its kernels waste less of their vectors.
+bool direct_shifted(const Tensor& x, const Tensor& weight) {
+  constexpr int64_t kFewest = 16;
+  return direct(x) && std::min(weight.size(0), weight.size(1)) >= kFewest;
+}
+
+bool no_output(const Tensor& x, const Tensor& weight) {
+  return x.size(0) * x.size(2) * x.size(3) * weight.size(0) == 0;
+}
+
+// The arguments of the kernels, but for what says which taps are live.
 struct ConvLayout {
   Tensor weight, bias; // keep the memory of converted arguments
   MaskedConvArgs args{};
 
-  ConvLayout(
-      const Tensor& x,
-      const Tensor& weight_in,
-      const OptionalTensor& bias_in,
-      const PixelMask& mask,
-      int64_t dilation)
+  ConvLayout(const Tensor& x, const Tensor& weight_in, const OptionalTensor& bias_in)
       : weight(weight_in.contiguous()) {
     args.batch = x.size(0);
     args.height = x.size(2);
@@ -62,8 +68,6 @@ struct ConvLayout {
     args.out_channels = weight.size(0);
     args.kernel_rows = weight.size(2);
     args.kernel_columns = weight.size(3);
-    args.dilation = dilation;
-    args.mask = mask;
     args.dtype = dtype_code(x.scalar_type());
     args.x = view(x);
     args.weight = weight.const_data_ptr();
@@ -72,7 +76,30 @@ struct ConvLayout {
       args.bias = bias.const_data_ptr();
     }
   }
+
+  ConvLayout& masked(const PixelMask& mask, int64_t dilation) {
+    args.dilation = dilation;
+    args.first_row = -dilation * (args.kernel_rows / 2);
+    args.first_column = -dilation * (args.kernel_columns / 2);
+    args.masked = true;
+    args.mask = mask;
+    return *this;
+  }
+
+  ConvLayout& shifted(int64_t first_row, int64_t first_column) {
+    args.dilation = 1;
+    args.first_row = first_row;
+    args.first_column = first_column;
+    return *this;
+  }
 };
+
+Tensor run_forward(const Tensor& x, ConvLayout in) {
+  Tensor out = empty_image(x, in.args.out_channels);
+  in.args.out = view(out);
+  kernels<PixelKernels>().masked_conv(in.args);
+  return out;
+}
 
 Tensor masked_conv2d(
     const Tensor& x,
@@ -83,17 +110,13 @@ Tensor masked_conv2d(
     int64_t channel_order,
     int64_t dilation) {
   const auto mask = make_mask(mask_type, data_channels, channel_order);
-  Tensor out = empty_image(x, weight.size(0));
-  if (out.numel() == 0) {
-    return out;
+  if (no_output(x, weight)) {
+    return empty_image(x, weight.size(0));
   }
   if (!direct(x)) {
     return library_conv(x, weight, bias, mask, dilation).contiguous(x.suggest_memory_format());
   }
-  ConvLayout in(x, weight, bias, mask, dilation);
-  in.args.out = view(out);
-  kernels<PixelKernels>().masked_conv(in.args);
-  return out;
+  return run_forward(x, ConvLayout(x, weight, bias).masked(mask, dilation));
 }
 
 // Shares of the batch whose sums are kept apart; their number depends on the sizes alone.
@@ -102,35 +125,21 @@ int64_t num_parts(int64_t numbers) {
   return std::clamp<int64_t>(kNumbers / std::max<int64_t>(1, numbers), 2, 16);
 }
 
-std::tuple<Tensor, Tensor, Tensor> masked_conv2d_backward(
-    const Tensor& grad,
-    const Tensor& x,
-    const Tensor& weight,
-    const OptionalTensor& bias,
-    int64_t mask_type,
-    int64_t data_channels,
-    int64_t channel_order,
-    int64_t dilation,
-    std::array<bool, 3> wanted) {
-  const auto mask = make_mask(mask_type, data_channels, channel_order);
-  const auto format = x.suggest_memory_format();
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+
+// What the library gave, in x's memory format.
+Gradients ordered(Gradients gradients, const Tensor& x, std::array<bool, 3> wanted) {
   const Tensor none = at::empty({0}, x.options());
-  if (grad.numel() == 0) {
-    return {
-        wanted[0] ? empty_image(x, x.size(1)).zero_() : none,
-        wanted[1] ? at::zeros(weight.sizes(), weight.options()) : none,
-        wanted[2] ? at::zeros(bias->sizes(), bias->options()) : none};
-  }
-  if (!direct(x)) {
-    // A gradient of stride 0 sends the library down a path many times slower.
-    auto [grad_x, grad_weight, grad_bias] =
-        library_conv_backward(grad.contiguous(format), x, weight, mask, dilation, wanted);
-    return {
-        wanted[0] ? grad_x.contiguous(format) : none,
-        wanted[1] ? grad_weight : none,
-        wanted[2] ? grad_bias : none};
-  }
-  ConvLayout in(x, weight, std::nullopt, mask, dilation);
+  auto& [grad_x, grad_weight, grad_bias] = gradients;
+  return {
+      wanted[0] ? grad_x.contiguous(x.suggest_memory_format()) : none,
+      wanted[1] ? grad_weight : none,
+      wanted[2] ? grad_bias : none};
+}
+
+Gradients run_backward(
+    const Tensor& grad, const Tensor& x, const OptionalTensor& bias, const ConvLayout& in, std::array<bool, 3> wanted) {
+  const Tensor none = at::empty({0}, x.options());
   MaskedConvGradArgs args{in.args, view(grad)};
   Tensor grad_x = none, grad_weight = none, grad_bias = none, sums;
   if (wanted[0]) {
@@ -138,7 +147,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_conv2d_backward(
     args.grad_x = view(grad_x);
   }
   if (wanted[1]) {
-    grad_weight = at::empty(weight.sizes(), weight.options());
+    grad_weight = at::empty(in.weight.sizes(), in.weight.options());
     args.grad_weight = grad_weight.mutable_data_ptr();
   }
   if (wanted[2]) {
@@ -155,10 +164,85 @@ std::tuple<Tensor, Tensor, Tensor> masked_conv2d_backward(
   return {grad_x, grad_weight, grad_bias};
 }
 
+// The gradients of a convolution without outputs.
+Gradients zero_gradients(
+    const Tensor& x, const Tensor& weight, const OptionalTensor& bias, std::array<bool, 3> wanted) {
+  const Tensor none = at::empty({0}, x.options());
+  return {
+      wanted[0] ? empty_image(x, x.size(1)).zero_() : none,
+      wanted[1] ? at::zeros(weight.sizes(), weight.options()) : none,
+      wanted[2] ? at::zeros(bias->sizes(), bias->options()) : none};
+}
+
+Gradients masked_conv2d_backward(
+    const Tensor& grad,
+    const Tensor& x,
+    const Tensor& weight,
+    const OptionalTensor& bias,
+    int64_t mask_type,
+    int64_t data_channels,
+    int64_t channel_order,
+    int64_t dilation,
+    std::array<bool, 3> wanted) {
+  const auto mask = make_mask(mask_type, data_channels, channel_order);
+  if (grad.numel() == 0) {
+    return zero_gradients(x, weight, bias, wanted);
+  }
+  if (direct(x)) {
+    return run_backward(
+        grad, x, bias, ConvLayout(x, weight, std::nullopt).masked(mask, dilation), wanted);
+  }
+  // A gradient of stride 0 sends the library down a path many times slower.
+  const auto format = x.suggest_memory_format();
+  return ordered(
+      library_conv_backward(grad.contiguous(format), x, weight, mask, dilation, wanted), x, wanted);
+}
+
+Tensor shifted_conv2d(
+    const Tensor& x,
+    const Tensor& weight,
+    const OptionalTensor& bias,
+    int64_t first_row,
+    int64_t first_column) {
+  if (no_output(x, weight)) {
+    return empty_image(x, weight.size(0));
+  }
+  if (!direct_shifted(x, weight)) {
+    return library_shifted_conv(x, weight, bias, first_row, first_column)
+        .contiguous(x.suggest_memory_format());
+  }
+  return run_forward(x, ConvLayout(x, weight, bias).shifted(first_row, first_column));
+}
+
+Gradients shifted_conv2d_backward(
+    const Tensor& grad,
+    const Tensor& x,
+    const Tensor& weight,
+    const OptionalTensor& bias,
+    int64_t first_row,
+    int64_t first_column,
+    std::array<bool, 3> wanted) {
+  if (grad.numel() == 0) {
+    return zero_gradients(x, weight, bias, wanted);
+  }
+  if (direct_shifted(x, weight)) {
+    return run_backward(
+        grad, x, bias, ConvLayout(x, weight, std::nullopt).shifted(first_row, first_column), wanted);
+  }
+  const auto format = x.suggest_memory_format();
+  return ordered(
+      library_shifted_conv_backward(
+          grad.contiguous(format), x, weight, first_row, first_column, wanted),
+      x,
+      wanted);
+}
+
 } // namespace
 } // namespace dgm_fast
 
 TORCH_LIBRARY_IMPL(dgm_fast, CPU, m) {
   m.impl("masked_conv2d", &dgm_fast::masked_conv2d);
   m.impl("masked_conv2d_backward", &dgm_fast::masked_conv2d_backward);
+  m.impl("shifted_conv2d", &dgm_fast::shifted_conv2d);
+  m.impl("shifted_conv2d_backward", &dgm_fast::shifted_conv2d_backward);
 }

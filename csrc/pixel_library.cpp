@@ -1,4 +1,4 @@
-// Masked convolutions by the library's convolution on the live rows of the kernel.
+// Masked and shifted convolutions by the library's convolution.
 
 #include "pixel_library.h"
 
@@ -116,6 +116,59 @@ std::tuple<Tensor, Tensor, Tensor> library_conv_backward(
     Tensor whole = at::zeros(weight.sizes(), weight.options());
     copy_live(whole.narrow(2, 0, live.rows).narrow(3, 0, live.columns), grad_weight, live, mask);
     grad_weight = whole;
+  }
+  return {grad_x, grad_weight, grad_bias};
+}
+
+namespace {
+
+// Zeros left, right, above and below the image for the taps that reach beyond it; less than none are cut off.
+std::array<int64_t, 4> shifted_padding(const Tensor& weight, int64_t first_row, int64_t first_column) {
+  return {
+      -first_column,
+      first_column + weight.size(3) - 1,
+      -first_row,
+      first_row + weight.size(2) - 1};
+}
+
+} // namespace
+
+Tensor library_shifted_conv(
+    const Tensor& x,
+    const Tensor& weight,
+    const std::optional<Tensor>& bias,
+    int64_t first_row,
+    int64_t first_column) {
+  const auto padding = shifted_padding(weight, first_row, first_column);
+  return at::convolution(
+      at::constant_pad_nd(x, padding), weight, bias, {1, 1}, {0, 0}, {1, 1}, false, {0, 0}, 1);
+}
+
+std::tuple<Tensor, Tensor, Tensor> library_shifted_conv_backward(
+    const Tensor& grad,
+    const Tensor& x,
+    const Tensor& weight,
+    int64_t first_row,
+    int64_t first_column,
+    std::array<bool, 3> wanted) {
+  auto padding = shifted_padding(weight, first_row, first_column);
+  auto [grad_x, grad_weight, grad_bias] = at::convolution_backward(
+      grad,
+      at::constant_pad_nd(x, padding),
+      weight,
+      {weight.size(0)},
+      {1, 1},
+      {0, 0},
+      {1, 1},
+      false,
+      {0, 0},
+      1,
+      wanted);
+  if (wanted[0]) {
+    for (auto& n : padding) {
+      n = -n;
+    }
+    grad_x = at::constant_pad_nd(grad_x, padding);
   }
   return {grad_x, grad_weight, grad_bias};
 }

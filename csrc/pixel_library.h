@@ -1,4 +1,4 @@
-// Masked convolutions by the library's convolution on the live rows of the kernel.
+// Masked and shifted convolutions by the library's convolution, on the live rows of a masked kernel.
 #pragma once
 
 #include "cpu/pixel_mask.h"
@@ -36,6 +36,22 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> library_conv_backward(
     const at::Tensor& weight,
     const PixelMask& mask,
     int64_t dilation,
+    std::array<bool, 3> wanted);
+
+// The same with all taps live, the first of them at an offset from the output pixel.
+at::Tensor library_shifted_conv(
+    const at::Tensor& x,
+    const at::Tensor& weight,
+    const std::optional<at::Tensor>& bias,
+    int64_t first_row,
+    int64_t first_column);
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> library_shifted_conv_backward(
+    const at::Tensor& grad,
+    const at::Tensor& x,
+    const at::Tensor& weight,
+    int64_t first_row,
+    int64_t first_column,
     std::array<bool, 3> wanted);
 
 } // namespace dgm_fast

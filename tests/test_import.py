@@ -142,9 +142,7 @@ def test_every_level_of_this_machine_can_be_forced(level: str) -> None:
     if level not in ops.runnable_isas():
         result = run("import dgm_fast", DGM_FAST_ISA=level)
         assert result.returncode != 0
-        assert f"ValueError: instruction-set level must be one of {ops.runnable_isas()}" in (
-            result.stderr
-        )
+        assert f"instruction-set level must be one of {ops.runnable_isas()}" in (result.stderr)
         pytest.skip(f"this machine does not run {level}; its refusal is checked")
     assert output(CHECK_LEVEL, DGM_FAST_ISA=level).strip() == level
 

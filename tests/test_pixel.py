@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -396,6 +397,13 @@ def bad(error: type[Exception], match: str, function, *args, **options):
             dilation=0),
         bad(TypeError, "dilation must be an int", F.masked_conv2d, X, W, mask_type="A",
             dilation=True),
+        bad(TypeError, "x must be a torch.Tensor", F.shifted_conv2d, None, W, first=(0, 0)),
+        bad(ValueError, "weight must have shape", F.shifted_conv2d, X, W[0], first=(0, 0)),
+        bad(ValueError, r"x must have shape \[B, 4, H, W\]", F.shifted_conv2d, X[:, :3], W,
+            first=(0, 0)),
+        bad(ValueError, r"bias must have shape \(8,\)", F.shifted_conv2d, X, W, torch.zeros(4),
+            first=(0, 0)),
+        bad(TypeError, "first must be two ints", F.shifted_conv2d, X, W, first=(0, 0.5)),
         bad(TypeError, "x must be a torch.Tensor", F.gated_activation, [1.0]),
         bad(ValueError, "x must have an even size in dimension 2", F.gated_activation, X, dim=2),
         bad(ValueError, "dim must be a dimension of x", F.gated_activation, X, dim=4),
@@ -413,6 +421,74 @@ def bad(error: type[Exception], match: str, function, *args, **options):
 def test_bad_arguments(error, match, function, args, options) -> None:
     with pytest.raises(error, match=match):
         function(*args, **options)
+
+
+@pytest.fixture
+def at_level() -> Iterator[Callable[[str], None]]:
+    active = ops.active_isa()
+    assert active is not None
+    yield ops.use_isa
+    ops.use_isa(active)
+
+
+needs_amx = pytest.mark.skipif(
+    "amx" not in ops.runnable_isas(), reason="this processor has no matrix units"
+)
+
+
+def conv_results(*args: Tensor) -> list[Tensor]:
+    out, gradients = values_and_gradients(
+        lambda *args: F.masked_conv2d(*args, mask_type="B"), args, (0, 1, 2)
+    )
+    return [out, *gradients]
+
+
+@needs_amx
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 3e38, 1e25])
+@pytest.mark.parametrize("where", ["x", "weight"])
+def test_matrix_units_leave_what_does_not_split_to_vectors(at_level, value, where) -> None:
+    x, weight, bias = conv_inputs((2, 64, 28, 28), 64, (3, 3))(torch.float32)
+    (x if where == "x" else weight).view(-1)[1000] = value
+    at_level("amx")
+    got = conv_results(x, weight, bias)
+    at_level("avx512")
+    for g, want in zip(got, conv_results(x, weight, bias), strict=True):
+        finite = want.isfinite()
+        assert torch.equal(g.isfinite(), finite)
+        assert torch.equal(
+            g.nan_to_num(0.0, 1.0, -1.0)[~finite], want.nan_to_num(0.0, 1.0, -1.0)[~finite]
+        )
+        g, want = g[finite].double(), want[finite].double()
+        assert (g - want).norm() <= 1e-6 * want.norm()
+
+
+@needs_amx
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-18, 1e18, 1e30])
+@pytest.mark.parametrize("argument", [0, 1])
+def test_matrix_units_at_every_scale(at_level, scale, argument) -> None:
+    args = list(conv_inputs((2, 64, 28, 28), 64, (3, 3), bias=False)(torch.float32))
+    want = F.masked_conv2d(*(a.double() for a in args), mask_type="B")
+    args[argument] = args[argument] * scale
+    at_level("amx")
+    got = F.masked_conv2d(*args, mask_type="B").double() / scale
+    # Below 2^-126 floats have fewer bits themselves.
+    limit = 3e-7 if scale > 1e-37 else 3e-3
+    assert (got - want).norm() <= limit * want.norm()
+
+
+@needs_amx
+def test_matrix_units_are_no_less_accurate_than_vectors(at_level) -> None:
+    args = conv_inputs((3, 96, 28, 28), 128, (5, 5))(torch.float32)
+    want = conv_results(*(a.double() for a in args))
+    errors = {}
+    for level in ("avx512", "amx"):
+        at_level(level)
+        errors[level] = [
+            ((g.double() - w).norm() / w.norm()).item()
+            for g, w in zip(conv_results(*args), want, strict=True)
+        ]
+    for vectors, tiles in zip(errors["avx512"], errors["amx"], strict=True):
+        assert tiles <= 1.1 * vectors
 
 
 @needs_extension

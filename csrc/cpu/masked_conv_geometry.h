@@ -12,27 +12,27 @@ inline namespace CPU_CAPABILITY {
 
 // Live taps that meet the image at all, in raster order.
 struct LiveGeometry {
-  int64_t centre; // its index in the kernel
+  int64_t centre; // of a masked kernel, its index in the kernel
   std::vector<int64_t> index; // in the kernel
-  std::vector<int64_t> rows, columns; // from the output pixel, rows <= 0
-  // How far taps reach beyond the pixel: above, and to both sides.
-  int64_t top = 0, left = 0, right = 0;
+  std::vector<int64_t> rows, columns; // from the output pixel
+  // How far taps reach beyond the pixel.
+  int64_t top = 0, bottom = 0, left = 0, right = 0;
 
   explicit LiveGeometry(const MaskedConvArgs& args)
       : centre(args.kernel_rows * args.kernel_columns / 2) {
-    const int64_t last = args.mask.centre_dead() ? centre - 1 : centre;
-    for (int64_t tap = 0; tap <= last; ++tap) {
-      const int64_t row =
-          (tap / args.kernel_columns - args.kernel_rows / 2) * args.dilation;
-      const int64_t column =
-          (tap % args.kernel_columns - args.kernel_columns / 2) * args.dilation;
-      if (-row >= args.height || std::abs(column) >= args.width) {
+    const int64_t taps = args.kernel_rows * args.kernel_columns;
+    const int64_t end = !args.masked ? taps : args.mask.centre_dead() ? centre : centre + 1;
+    for (int64_t tap = 0; tap < end; ++tap) {
+      const int64_t row = args.first_row + tap / args.kernel_columns * args.dilation;
+      const int64_t column = args.first_column + tap % args.kernel_columns * args.dilation;
+      if (std::abs(row) >= args.height || std::abs(column) >= args.width) {
         continue;
       }
       index.push_back(tap);
       rows.push_back(row);
       columns.push_back(column);
       top = std::max(top, -row);
+      bottom = std::max(bottom, row);
       left = std::max(left, -column);
       right = std::max(right, column);
     }
@@ -41,8 +41,56 @@ struct LiveGeometry {
   int64_t taps() const {
     return static_cast<int64_t>(index.size());
   }
-  int64_t sides() const {
-    return left + right;
+  // Whether this tap joins all pairs of channels.
+  bool whole(const MaskedConvArgs& args, int64_t tap) const {
+    return !args.masked || index[tap] != centre ||
+        (args.mask.includes_own && args.mask.data_channels == 1);
+  }
+  // Whether it joins this one.
+  bool on(const MaskedConvArgs& args, int64_t tap, int64_t out, int64_t in) const {
+    return whole(args, tap) ||
+        args.mask.centre(out, args.out_channels, in, args.in_channels);
+  }
+  // Rows that a share of rows sees beyond itself, and pixels from one row of a copy to the next: the border at the
+  // right of a row is that at the left of the next.
+  int64_t reach() const {
+    return top + bottom;
+  }
+  int64_t pitch(int64_t width) const {
+    return width + std::max(left, right);
+  }
+};
+
+// One pass of a convolution: from x to the output, or from the output's gradient to that of x.
+struct ConvPass {
+  const MaskedConvArgs& args;
+  const LiveGeometry& live;
+  bool forward;
+
+  int64_t from_channels() const {
+    return forward ? args.in_channels : args.out_channels;
+  }
+  int64_t to_channels() const {
+    return forward ? args.out_channels : args.in_channels;
+  }
+  // Terms of a sum.
+  int64_t terms() const {
+    return live.taps() * from_channels();
+  }
+  // Rows above and below a share that it reads, and pixels to the left.
+  int64_t above() const {
+    return forward ? live.top : live.bottom;
+  }
+  int64_t below() const {
+    return forward ? live.bottom : live.top;
+  }
+  int64_t before() const {
+    return forward ? live.left : live.right;
+  }
+  // From a pixel of the result to what it reads by a tap, in a copy of this pitch.
+  int64_t pixel_offset(int64_t tap, int64_t pitch) const {
+    const int64_t offset = live.rows[tap] * pitch + live.columns[tap];
+    return forward ? offset : -offset;
   }
 };
 
@@ -59,8 +107,8 @@ class Shares {
     constexpr int64_t kFewest = 32;
     constexpr int64_t kLeastRows = 4;
     const int64_t row_entries =
-        (args.width + live.sides()) * std::max(args.in_channels, args.out_channels);
-    const int64_t fitting = kEntries / row_entries - live.top;
+        live.pitch(args.width) * std::max(args.in_channels, args.out_channels);
+    const int64_t fitting = kEntries / row_entries - live.reach();
     const int64_t spread = (args.batch * height_ + kFewest - 1) / kFewest;
     const int64_t most = std::max(kLeastRows, std::min(fitting, spread));
     per_image_ = (height_ + most - 1) / most;

@@ -35,11 +35,13 @@ struct ImageView {
   int64_t batch_stride, channel_stride, row_stride, column_stride;
 };
 
-// Masked convolution, float or double.
+// Convolution of stride 1 that keeps the image's size, masked or with all taps of a rectangle; float or double.
 struct MaskedConvArgs {
   int64_t batch, height, width, in_channels, out_channels;
   int64_t kernel_rows, kernel_columns, dilation;
-  PixelMask mask;
+  int64_t first_row, first_column; // of the first tap from the output pixel
+  bool masked;
+  PixelMask mask; // where masked; the centre of the kernel is then the output pixel
   Dtype dtype;
   ImageView x; // only read
   const void* weight; // [out, in, kernel_rows, kernel_columns]
@@ -71,6 +73,9 @@ struct PixelKernels {
 // One function a file.
 void fill_gated(PixelKernels& kernels);
 void fill_masked_conv(PixelKernels& kernels);
+#if defined(CPU_CAPABILITY_AVX512)
+void fill_amx(PixelKernels& kernels);
+#endif
 
 inline void fill(PixelKernels& kernels) {
   fill_gated(kernels);

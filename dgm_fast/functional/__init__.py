@@ -67,6 +67,7 @@ from dgm_fast.functional.pixel_network import (
     PixelNetworkBuilder,
 )
 from dgm_fast.functional.pixel_sampling import sample_pixels
+from dgm_fast.functional.shifted_conv import shifted_conv2d
 from dgm_fast.functional.spline import logistic_mixture_cdf, rational_quadratic_spline
 
 __all__ = [
@@ -129,4 +130,5 @@ __all__ = [
     "row_lstm",
     "sample_discretized_logistic_mixture",
     "sample_pixels",
+    "shifted_conv2d",
 ]

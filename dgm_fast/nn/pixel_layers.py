@@ -123,7 +123,7 @@ class GatedPixelLayer(nn.Module):
             mask_type=mask_type,
             data_channels=data_channels,
         )
-        self.link = nn.Conv2d(2 * channels, 2 * inner, 1, bias=False)
+        self.link = ShiftedConv2d(2 * channels, 2 * inner, (1, 1), (0, 0), bias=False)
         self.output = MaskedConv2d(inner, channels, 1, mask_type="B", data_channels=data_channels)
         self.vertical_context = self.horizontal_context = None
         if context_dim is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as torch_functional
 from torch import Tensor, nn
 
+from dgm_fast import functional, reference
 from dgm_fast.functional import PixelNetworkBuilder
 from dgm_fast.nn.pixel import total_bias
 
@@ -59,16 +59,10 @@ class ShiftedConv2d(nn.Conv2d):
         self.first = first
 
     def forward(self, x: Tensor) -> Tensor:
-        # What the first and the last output pixel reach beyond the image; less than nothing is cut off.
-        pad = []
-        for size, kernel, first, stride in zip(
-            x.shape[:1:-1], self.kernel_size[::-1], self.first[::-1], self.stride[::-1], strict=True
-        ):
-            last = (size - 1) // stride * stride + first + kernel - 1
-            pad += [-first, last - (size - 1)]
-        if any(pad):
-            x = torch_functional.pad(x, pad)
-        return torch_functional.conv2d(x, self.weight, self.bias, self.stride)
+        stride = (self.stride[0], self.stride[1])
+        if stride == (1, 1):
+            return functional.shifted_conv2d(x, self.weight, self.bias, first=self.first)
+        return reference.shifted_conv2d(x, self.weight, self.bias, first=self.first, stride=stride)
 
     def describe(
         self,
@@ -134,7 +128,7 @@ class ShiftedConvTranspose2d(nn.ConvTranspose2d):
         self.first = first
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]
-        whole = torch_functional.conv_transpose2d(x, self.weight, self.bias, self.stride)
+        whole = nn.functional.conv_transpose2d(x, self.weight, self.bias, self.stride)
         (top, left), (height, width) = self.first, size
         return whole[:, :, -top : height - top, -left : width - left]
 

@@ -13,6 +13,7 @@ from dgm_fast.ops._backend import (
 from dgm_fast.ops._extension import (
     ISA_LEVELS,
     active_isa,
+    active_library,
     built_isas,
     empty_cache,
     machine_isa,
@@ -72,6 +73,7 @@ from dgm_fast.ops.nade import (
 from dgm_fast.ops.pixel import CHANNEL_ORDERS, MASK_TYPES, gated_activation, masked_conv2d
 from dgm_fast.ops.pixel_lstm import diagonal_lstm, row_lstm
 from dgm_fast.ops.pixel_sampling import pixel_arguments, pixel_sample, row_progress
+from dgm_fast.ops.shifted_conv import shifted_conv2d
 from dgm_fast.ops.spline import (
     PARAMETERIZATIONS,
     SPLINE_ENDS,
@@ -97,6 +99,7 @@ __all__ = [
     "WITHOUT_TRITON",
     "OpSpec",
     "active_isa",
+    "active_library",
     "actnorm",
     "adversarial_loss",
     "affine_coupling",
@@ -147,6 +150,7 @@ __all__ = [
     "row_progress",
     "runnable_isas",
     "saved_outputs",
+    "shifted_conv2d",
     "term_code",
     "use_isa",
     "use_kernel",

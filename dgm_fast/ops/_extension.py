@@ -12,7 +12,9 @@ from types import ModuleType
 
 import torch
 
-ISA_LEVELS = ("baseline", "avx2", "avx512")
+# "amx" is the library of "avx512" with some kernels on the processor's matrix units.
+ISA_LEVELS = ("baseline", "avx2", "avx512", "amx")
+_LIBRARIES = {"amx": "avx512"}
 _CAPABILITY_LEVEL = {"AVX2": 1, "AVX512": 2}
 
 _missing: list[str] = []
@@ -29,25 +31,35 @@ def missing() -> list[str]:
 
 
 def machine_isa() -> str:
-    """The highest instruction-set level this processor runs, as PyTorch sees it."""
+    """The highest vector instruction set this processor runs, as PyTorch sees it."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return "baseline"
     return ISA_LEVELS[_CAPABILITY_LEVEL.get(torch.backends.cpu.get_cpu_capability(), 0)]
 
 
+def _library(level: str) -> str:
+    return f"dgm_fast._kernels_{_LIBRARIES.get(level, level)}"
+
+
 def built_isas() -> list[str]:
     """The levels whose kernel library is installed, lowest first."""
-    return [i for i in ISA_LEVELS if importlib.util.find_spec(f"dgm_fast._kernels_{i}")]
+    return [i for i in ISA_LEVELS if importlib.util.find_spec(_library(i))]
 
 
 def runnable_isas() -> list[str]:
     """The built levels that this processor can execute, lowest first."""
     highest = ISA_LEVELS.index(machine_isa())
-    return [i for i in built_isas() if ISA_LEVELS.index(i) <= highest]
+    levels = [i for i in built_isas() if ISA_LEVELS.index(i) <= highest]
+    if "avx512" in levels and hasattr(importlib.import_module(_library("amx")), "amx_table"):
+        levels.append("amx")
+    return levels
 
 
 def use_isa(level: str) -> None:
-    """Route every C++ op to the kernels of one level: "baseline", "avx2" or "avx512".
+    """Route every C++ op to the kernels of one level: "baseline", "avx2", "avx512" or "amx".
+
+    "amx" is "avx512" with the products of float32 convolutions on the matrix units, as three bfloat16 parts
+    each (docs/numerics.md); it is chosen at import where the processor and the system offer them.
 
     Raises:
         ValueError: if the level is unknown, not built, or not supported by this processor.
@@ -58,13 +70,20 @@ def use_isa(level: str) -> None:
         raise ValueError(
             f"instruction-set level must be one of {runnable_isas()} on this machine, got {level!r}"
         )
-    kernels = importlib.import_module(f"dgm_fast._kernels_{level}")
-    extension.use_kernels(kernels.table, kernels.table_size, level)
+    kernels = importlib.import_module(_library(level))
+    table = kernels.amx_table if level == "amx" else kernels.table
+    extension.use_kernels(table, kernels.table_size, level)
 
 
 def active_isa() -> str | None:
     """The level in use, or None without the extension."""
     return extension.active_isa() if extension is not None else None
+
+
+def active_library() -> str:
+    """The level whose library holds the kernels in use, "" without the extension."""
+    level = active_isa() or ""
+    return _LIBRARIES.get(level, level)
 
 
 def empty_cache() -> None:

@@ -42,7 +42,7 @@ def _conv_reference(
     )
 
 
-def _empty_image(x: Tensor, channels: int) -> Tensor:
+def empty_image(x: Tensor, channels: int) -> Tensor:
     """An image of x's size and memory format, as the C++ function makes it."""
     shape = (x.shape[0], channels, *x.shape[2:])
     return torch.empty(
@@ -59,7 +59,7 @@ def _conv_fake(
     channel_order: int,
     dilation: int,
 ) -> Tensor:
-    return _empty_image(x, weight.shape[0])
+    return empty_image(x, weight.shape[0])
 
 
 def _conv_backward_fake(
@@ -74,7 +74,7 @@ def _conv_backward_fake(
     mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        _empty_image(x, x.shape[1]) if mask[0] else x.new_empty(0),
+        empty_image(x, x.shape[1]) if mask[0] else x.new_empty(0),
         weight.new_empty(weight.shape if mask[1] else 0),
         grad.new_empty(0) if bias is None else bias.new_empty(bias.shape if mask[2] else 0),
     )

@@ -104,7 +104,7 @@ def _worktree(root: Path, commit: str, target: Path) -> Iterator[Path]:
 def build_key(root: Path, commit: str) -> str:
     """What a build is kept under: the sources as git knows them, and what compiles them."""
     tree = _git(root, "ls-tree", "-r", commit, "--", *BUILD_SOURCES).stdout
-    facts = (tree, torch.__version__, platform.python_version(), ops.active_isa())
+    facts = (tree, torch.__version__, platform.python_version(), ops.active_library())
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
@@ -124,8 +124,8 @@ def build_library(
         report(f"building the kernels of {commit[:10]} (minutes)")
         env = dict(os.environ, DGM_FAST_REQUIRE_EXTENSION="1")
         env["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), env.get("PATH", "")))
-        if ops.active_isa():
-            env["DGM_FAST_LEVELS"] = str(ops.active_isa())
+        if ops.active_library():
+            env["DGM_FAST_LEVELS"] = ops.active_library()
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
         _run(command, tree, env, f"the kernels of {commit[:10]} did not build")
         unfinished = Path(tempfile.mkdtemp(dir=_made(kept.parent), prefix=".unfinished-"))

@@ -52,6 +52,7 @@ from dgm_fast.reference.pixel import (
     gated_activation,
     masked_conv1d,
     masked_conv2d,
+    shifted_conv2d,
 )
 from dgm_fast.reference.pixel_lstm import diagonal_lstm, lstm_states, row_lstm
 from dgm_fast.reference.pixel_sampling import pixel_sample
@@ -103,4 +104,5 @@ __all__ = [
     "rnade_log_prob",
     "rnade_sample",
     "row_lstm",
+    "shifted_conv2d",
 ]

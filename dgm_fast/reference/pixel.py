@@ -81,6 +81,28 @@ def masked_conv1d(
     return F.conv1d(x, torch.where(live, weight, 0.0), bias, padding=padding, dilation=dilation)
 
 
+def shifted_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    first: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+) -> Tensor:
+    """Convolution of x [B, C_in, H, W] with weight [C_out, C_in, kH, kW], its first tap at ``first``.
+
+    [B, C_out, ceil(H / s), ceil(W / s)].
+    """
+    # What the first and the last output pixel reach beyond the image; less than nothing is cut off.
+    pad = []
+    for size, taps, start, step in zip(
+        x.shape[:1:-1], weight.shape[:1:-1], first[::-1], stride[::-1], strict=True
+    ):
+        last = (size - 1) // step * step + start + taps - 1
+        pad += [-start, last - (size - 1)]
+    return F.conv2d(F.pad(x, pad) if any(pad) else x, weight, bias, stride)
+
+
 def gated_activation(
     x: Tensor,
     bias: Tensor | None = None,

@@ -51,6 +51,19 @@ def _conv(id: str, build: Build, *, double_backward: bool = True, **options: Any
     )
 
 
+def _shifted(id: str, build: Build, first: tuple[int, int], **options: Any) -> OpCase:
+    bias = len(build(torch.float32)) == 3
+    return OpCase(
+        f"shifted-conv2d-{id}",
+        "shifted_conv2d",
+        lambda *args: functional.shifted_conv2d(*args, first=first),
+        lambda *args: reference.shifted_conv2d(*args, first=first),
+        build,
+        (0, 1, 2) if bias else (0, 1),
+        **options,
+    )
+
+
 def _causal(id: str, build: Build, **options: Any) -> OpCase:
     return OpCase(
         f"masked-conv1d-{id}",
@@ -158,6 +171,17 @@ CASES = [
         mask_type="A",
         data_channels=3,
     ),
+    _shifted("library", conv_inputs((2, 3, 5, 4), 4, (2, 3)), (-1, -1)),
+    _shifted("above", conv_inputs((1, 16, 3, 4), 17, (2, 3)), (-2, -1), double_backward=False),
+    _shifted(
+        "around",
+        conv_inputs((1, 17, 4, 3), 16, (3, 2), channels_last=True),
+        (-1, 0),
+        double_backward=False,
+    ),
+    _shifted(
+        "one-tap", conv_inputs((2, 16, 3, 2), 16, (1, 1), bias=False), (0, 0), double_backward=False
+    ),
     _causal("a", conv_inputs((2, 3, 9), 4, (5,)), mask_type="A"),
     _causal("dilated", conv_inputs((2, 2, 9), 3, (3,)), mask_type="B", dilation=3),
     _causal("sequence", conv_inputs((3, 9), 3, (3,)), mask_type="B", data_channels=3),
@@ -213,6 +237,14 @@ LARGE = [
     ),
     _conv("large-dilated", conv_inputs((2, 40, 23, 21), 33, (3, 3)), mask_type="B", dilation=3),
     _conv("large-one-channel", conv_inputs((9, 1, 28, 28), 64, (7, 7)), mask_type="A"),
+    _shifted("large", conv_inputs((3, 64, 28, 28), 96, (2, 3)), (-1, -1)),
+    _shifted(
+        "large-channels-last",
+        conv_inputs((2, 40, 19, 23), 61, (3, 5), channels_last=True),
+        (-3, -2),
+    ),
+    _shifted("large-below", conv_inputs((2, 48, 17, 30), 64, (4, 2)), (-1, 0)),
+    _shifted("large-one-tap", conv_inputs((3, 96, 20, 21), 128, (1, 1), bias=False), (0, 0)),
     _causal("large", conv_inputs((3, 33, 700), 48, (9,)), mask_type="B"),
     _gated("large", (9, 36, 31, 33), bias=True, condition=(9, 36)),
     _gated(
