@@ -155,6 +155,63 @@ def test_conditions_and_given_pixels(kind) -> None:
     assert torch.equal(drawn[:, :, :2], x[:, :, :2])
 
 
+def uniforms(n: int, channels: int, size: tuple[int, int]) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.rand((n, channels, *size), dtype=torch.float64, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("levels", "size", "n"),
+    [*((5, size, 3) for size in SIZES), (2, (7, 6), 1), (3, (6, 6), 21)],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_cached_samples_equal_dense_ones(kind, channels, levels, size, n) -> None:
+    model = pixel_rnn(kind, channels, levels).double()
+    noise = uniforms(n, channels, size)
+    dense = model.sample(n, noise=noise, cached=False)
+    assert torch.equal(model.sample(n, noise=noise), dense)
+    with dgm_fast.backend("reference"):
+        assert torch.equal(model.sample(n, noise=noise), dense)
+    # Of float32 models, but where noise lies within rounding of a probability.
+    drawn = model.float().sample(n, noise=noise)
+    assert (drawn != dense).sum() <= 0.02 * dense.numel() + 1
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_cached_samples_with_classes_and_given_entries(kind, channels, backend) -> None:
+    """Labels enter what the LSTMs see inside of the image alone: borders show what does more."""
+    model, size = pixel_rnn(kind, channels, 5, num_classes=3, num_layers=3).double(), (4, 5)
+    options = {"noise": uniforms(4, channels, size), "context": torch.tensor([0, 2, 1, 1])}
+    values = some(4, (channels, *size), 5)
+    given = torch.rand(values.shape, generator=torch.Generator().manual_seed(4)) < 0.4
+    with dgm_fast.backend(backend):
+        for condition in (None, (values, given)):
+            cached = model.sample(4, conditioned_on=condition, **options)
+            dense = model.sample(4, conditioned_on=condition, cached=False, **options)
+            assert torch.equal(cached, dense)
+    assert torch.equal(cached[given], values[given])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_progress_and_seeds(kind) -> None:
+    model, rows = pixel_rnn(kind), []
+    draws = [
+        model.sample(
+            2,
+            image_shape=(3, 4),
+            generator=torch.Generator().manual_seed(5),
+            progress=lambda done, total: rows.append((done, total)),
+            cached=cached,
+        )
+        for cached in (True, False)
+    ]
+    assert torch.equal(*draws)
+    assert rows == [(1, 3), (2, 3), (3, 3)] * 2
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_trains(kind) -> None:
     torch.manual_seed(0)
@@ -231,13 +288,6 @@ def test_autocast_rounds_arguments_as_linear_layers_do() -> None:
         (ValueError, "hidden_channels", lambda: RowLSTM(6, 4, data_channels=3)),
         (ValueError, "kind", lambda: PixelRNN(kind="column")),
         (ValueError, "multiple of in_channels", lambda: PixelRNN(3, channels=4)),
-        (
-            ValueError,
-            "cached",
-            lambda: PixelRNN(num_levels=2, channels=2, num_layers=1).sample(
-                1, image_shape=(2, 2), cached=True
-            ),
-        ),
     ],
 )
 def test_bad_arguments(error, match, call) -> None:

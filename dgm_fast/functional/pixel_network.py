@@ -107,6 +107,11 @@ class PixelNetworkBuilder:
             groups = channel_groups(weight.shape[0], data_channels, channel_order).tolist()
         return self.convolution(x, live, bias, taps=taps, groups=groups)
 
+    def constant(self, value: Tensor, groups: Sequence[int] | None = None) -> int:
+        """A buffer with ``value`` [C] or [B, C] at every pixel, and zeros outside of the image as all."""
+        weight = value.new_zeros(value.shape[-1], self._channels[self.image], 0)
+        return self.convolution(self.image, weight, value, taps=[], moment="row", groups=groups)
+
     def elementwise(self, kind: str, *inputs: int, moment: str | None = None) -> int:
         """An element-wise layer of ``KINDS``, run at the row where all its inputs are ("pixel" otherwise).
 

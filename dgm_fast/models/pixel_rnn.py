@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as torch_functional
 from torch import Tensor, nn
 
+from dgm_fast.functional import PixelNetworkBuilder
 from dgm_fast.models._inputs import check_choice, check_count
 from dgm_fast.models._pixel import PixelModel, check_kernel_size, check_network, make_likelihood
 from dgm_fast.nn import MaskedConv2d, RecurrentPixelResidual
@@ -22,7 +21,7 @@ class PixelRNN(PixelModel):
     above, which reaches the pixels near it alone.
 
     Data, conditions and methods: see :class:`dgm_fast.models._pixel.PixelModel`. Networks see level v as
-    v / (L - 1). Sampling runs the network once a pixel (and colour): there is no cached sampler.
+    v / (L - 1).
 
     Args:
         in_channels: C, colours of a pixel.
@@ -41,6 +40,8 @@ class PixelRNN(PixelModel):
 
     Source: van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recurrent Neural Networks" (2016), table 1.
     """
+
+    head: MaskedConv2d
 
     def __init__(
         self,
@@ -93,19 +94,16 @@ class PixelRNN(PixelModel):
             data_channels=in_channels,
         )
 
-    def sample(self, n: int, *, cached: bool = False, **options: Any) -> Tensor:  # type: ignore[override]
-        """n draws x ~ p(x), by the network's own passes; arguments as of the other pixel models.
-
-        Raises:
-            ValueError: if ``cached`` is asked for.
-        """
-        if cached:
-            raise ValueError("cached must be False: a PixelRNN has no cached sampler")
-        return super().sample(n, cached=False, **options)
-
     def _features(self, x: Tensor, context: Tensor | None) -> Tensor:
         h = self.first(x)
         for layer in self.layers:
             h = layer(h, context)
         h = self.hidden(torch_functional.relu(h))
         return torch_functional.relu(h)
+
+    def _describe(self, network: PixelNetworkBuilder, context: Tensor | None) -> int:
+        h = self.first.describe(network, network.image)
+        for layer in self.layers:
+            h = layer.describe(network, h, context)  # type: ignore[operator]
+        h = self.hidden.describe(network, network.elementwise("relu", h))
+        return self.head.describe(network, network.elementwise("relu", h))

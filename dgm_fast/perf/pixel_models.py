@@ -13,7 +13,7 @@ from dgm_fast.nn import MaskedConv2d, ShiftedConv2d
 
 
 def mask(model: nn.Module) -> None:
-    """Convolutions of a PixelCNN or Gated PixelCNN of one data channel: kernels times their masks."""
+    """Convolutions of a pixel model of one data channel: kernels times their masks."""
     for layer in model.modules():
         if isinstance(layer, ShiftedConv2d):
             layer.forward = MethodType(_whole_kernel, layer)  # type: ignore[method-assign]

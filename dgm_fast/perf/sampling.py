@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,22 @@ def _pixel_cnn_pp() -> Any:
     return PixelCNNPP(3, channels=32, num_blocks=2)
 
 
+def _pixel_rnn(kind: str) -> Any:
+    from dgm_fast.models import PixelRNN
+
+    return PixelRNN(num_levels=2, channels=16, num_layers=7, kind=kind)
+
+
 CASES = (
     SamplingCase("pixel_cnn/15x16/28x28", _pixel_cnn, 16, (28, 28), (14, 14)),
     SamplingCase("gated_pixel_cnn/10x128/28x28", _gated_pixel_cnn, 16, (28, 28), (8, 8)),
     SamplingCase("pixel_cnn_pp/2x32/32x32x3", _pixel_cnn_pp, 16, (32, 32), (8, 8), False),
+    *(
+        SamplingCase(
+            f"pixel_rnn_{kind}/7x16/28x28", partial(_pixel_rnn, kind), 16, (28, 28), (8, 8)
+        )
+        for kind in ("row", "diagonal")
+    ),
 )
 
 
@@ -138,9 +151,9 @@ def _median(call: Callable[[], Tensor], rounds: int) -> float:
 def main(name: str, rounds: int, threads: int | None, out: Path | None) -> None:
     """Time sampling of pixel models, cached and by a pass of the network for every pixel.
 
-    The loop is a plain PyTorch model (masked kernels, eager, without gradients). It is run whole for a
-    small image, and for the full one where that takes less than a minute; otherwise its time is the number
-    of pixels times the median of some passes, all of which do the same work.
+    The loop is a plain PyTorch model (masked kernels, LSTMs step by step, eager, without gradients). It is
+    run whole for a small image, and for the full one where that takes less than a minute; otherwise its
+    time is the number of pixels times the median of some passes, all of which do the same work.
     """
     if threads is not None:
         torch.set_num_threads(threads)
