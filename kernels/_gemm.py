@@ -211,20 +211,20 @@ def head_gradients(
             grad_logits = buffer[: count * (end - begin)].view(count, end - begin)
             fill(Chunk(first_row, count, begin, end - begin, first_block), grad_logits, grad_bias)
             if rows is not None:
-                sums[j] = _add_product(sums[j], grad_logits.t(), rows)
+                sums[j] = add_product(sums[j], grad_logits.t(), rows)
             if direct and to is not None:
                 torch.mm(grad_logits, weight, out=to.view(count, features))
             elif to is not None:
-                h_sum = _add_product(h_sum, grad_logits, weight[begin:end])
+                h_sum = add_product(h_sum, grad_logits, weight[begin:end])
         if to is not None and h_sum is not None:
-            to.copy_(_unscaled(h_sum, unscale).view(to.shape))
+            to.copy_(unscaled(h_sum, unscale).view(to.shape))
         first_block += triton.cdiv(count, block_rows)
     grad_weight = None
     if want_weight:
         whole = torch.cat([s for s in sums if s is not None])
-        grad_weight = _unscaled(whole, unscale).to(weight.dtype)
+        grad_weight = unscaled(whole, unscale).to(weight.dtype)
     if grad_bias is not None:
-        grad_bias = _unscaled(grad_bias.sum(0), unscale)
+        grad_bias = unscaled(grad_bias.sum(0), unscale)
     return grad_weight, grad_bias
 
 
@@ -241,7 +241,7 @@ def scaled(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     return grad * torch.exp2(-exponent), torch.exp2(exponent)
 
 
-def _unscaled(t: Tensor, unscale: Tensor | None) -> Tensor:
+def unscaled(t: Tensor, unscale: Tensor | None) -> Tensor:
     return t if unscale is None else t * unscale
 
 
@@ -267,7 +267,7 @@ def _row_slices(images: int, positions: int, rows: int) -> Iterator[tuple[slice,
             yield slice(i, min(i + step, images)), slice(p, min(p + rows, positions))
 
 
-def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+def add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     """total + a b, with the product of reduced-precision tensors in float32."""
     if a.element_size() >= 4:
         return torch.mm(a, b) if total is None else total.addmm_(a, b)

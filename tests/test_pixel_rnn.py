@@ -10,7 +10,7 @@ from helpers.pixel_models import allowed, seen, some, strong
 from torch import Tensor
 
 import dgm_fast
-from dgm_fast import functional, ops, reference
+from dgm_fast import functional, reference
 from dgm_fast.models import PixelRNN
 from dgm_fast.models._pixel import PixelModel
 from dgm_fast.nn import DiagonalBiLSTM, RowLSTM
@@ -293,12 +293,6 @@ def test_autocast_rounds_arguments_as_linear_layers_do() -> None:
 def test_bad_arguments(error, match, call) -> None:
     with pytest.raises(error, match=match):
         call()
-
-
-@pytest.mark.skipif(ops.active_isa() is None, reason="the C++ extension is not built")
-def test_cuda_runs_the_plain_formula(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops._extension, "triton_available", lambda: True)
-    assert ops.explain("cuda", ops.SPECS["row_lstm"].family)[0] == "reference"
 
 
 def test_no_images() -> None:

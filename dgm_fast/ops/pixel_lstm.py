@@ -58,7 +58,6 @@ def _example(taps: int) -> Callable[[torch.device, torch.dtype], tuple[Any, ...]
 
 for _name, _diagonal, _taps in (("row_lstm", False, 3), ("diagonal_lstm", True, 2)):
     _formula = functools.partial(reference.lstm_states, diagonal=_diagonal)
-    # A family of their own: they have no Triton kernels, which those of "pixel" have.
     register(OpSpec(_name, "pixel_lstm", _formula, _fake, _example(_taps), _backward_fake))
 
 row_lstm = registered("row_lstm")

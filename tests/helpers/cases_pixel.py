@@ -75,14 +75,20 @@ def _causal(id: str, build: Build, **options: Any) -> OpCase:
     )
 
 
-def _lstm(kind: str, id: str, image: tuple[int, ...], taps: int) -> OpCase:
+def lstm_inputs(image: tuple[int, ...], taps: int) -> Build:
+    """(gates, weight)"""
+
     def build(dtype: torch.dtype) -> tuple[Tensor, ...]:
         generator = _generator()
         units = image[1] // 4
         gates = _randn(image, dtype, 1.0, generator)
         return gates, _randn((image[1], units, taps), dtype, (taps * units) ** -0.5, generator)
 
-    op = f"{kind}_lstm"
+    return build
+
+
+def _lstm(kind: str, id: str, image: tuple[int, ...], taps: int) -> OpCase:
+    op, build = f"{kind}_lstm", lstm_inputs(image, taps)
     return OpCase(
         f"{kind}-lstm-{id}", op, getattr(functional, op), getattr(reference, op), build, (0, 1)
     )

@@ -30,7 +30,7 @@ from dgm_fast.functional import (
 # Registers per thread: 64 leave room for 32 warps on a multiprocessor, 80 for 24, 128 for 16, 160 for 12,
 # 224 for 8.
 USUAL, WIDE, MANY, PRODUCT = 80, 128, 160, 224
-# A sampler runs a few warps a multiprocessor.
+# Samplers and recurrences run a few warps a multiprocessor.
 INVERSE = 255
 
 B, K, D, C, L, H = 128, 50, 784, 17, 50, 200
@@ -53,6 +53,7 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
         mixture,
         nade,
         pixel,
+        pixel_lstm,
         spline,
     )
 
@@ -167,6 +168,16 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
         if mask is None:
             return pixel.gated_activation_fwd(*args)
         return pixel.gated_activation_bwd(t(64, 64, 28, 28), *args, mask)
+
+    def image_lstm(kind: str, units: int, width: int, mask: list[bool] | None = None) -> Any:
+        # Wide layers take a launch a step.
+        height = 28 if units < 256 else 2
+        args = t(16, 4 * units, height, width), t(4 * units, units, 3 if kind == "row" else 2)
+        if mask is None:
+            return getattr(pixel_lstm, f"{kind}_lstm_fwd")(*args)
+        grad, pixels = t(16, units, height, width), (16, height, width)
+        saved = t(*grad.shape), f(*pixels, 4 * units), f(*pixels, units)
+        return getattr(pixel_lstm, f"{kind}_lstm_bwd")(grad, *saved, *args, mask)
 
     def inverse(transform: ElementMap, rows: int, size: int, *hidden: int) -> Any:
         classes = transform.num_classes if isinstance(transform, CategoricalDraw) else 1
@@ -327,6 +338,12 @@ def _cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], int]]:
         "gate, channels last": (lambda: gate(True), USUAL),
         "gate backward": (lambda: gate(False, yes[:3]), WIDE),
         "gate backward, channels last": (lambda: gate(True, yes[:3]), WIDE),
+        "row lstm": (lambda: image_lstm("row", 16, 28), INVERSE),
+        "row lstm backward": (lambda: image_lstm("row", 16, 28, yes[:2]), INVERSE),
+        "wide row lstm": (lambda: image_lstm("row", 256, 64), INVERSE),
+        "wide row lstm backward": (lambda: image_lstm("row", 256, 64, yes[:2]), INVERSE),
+        "diagonal lstm": (lambda: image_lstm("diagonal", 16, 28), INVERSE),
+        "diagonal lstm backward": (lambda: image_lstm("diagonal", 16, 28, yes[:2]), INVERSE),
         "made samples": (lambda: inverse(BernoulliDraw(), 16, D, 500), INVERSE),
         "made samples, classes": (lambda: inverse(CategoricalDraw(C), 64, 64, 500), INVERSE),
         "made samples, mixture": (lambda: inverse(MixtureDraw(10), 64, 63, 500, 500), INVERSE),
