@@ -133,7 +133,7 @@ class TileConvolution<float> {
         channels_(pass.to_channels()),
         pixels_(weights.split() ? region.pixels() + kOverrun : 0),
         part_stride_(region.blocks() * pixels_ * kStepDepth),
-        parts_(kParts * part_stride_),
+        parts_(Scratch<Part>::zeros(kParts * part_stride_)),
         rows_(pixels_ * kWide) {
     for (int64_t tap = 0; tap < pass.live.taps(); ++tap) {
       const int64_t pixel = region.before() + pass.pixel_offset(tap, region.pitch());
@@ -332,7 +332,7 @@ class TileSums<float> {
       // Whole steps from the last pixel on.
       x_tile_ = (x.pixels() + kOverrun) / 2 * kStepDepth;
       x_part_ = tiles * x_tile_;
-      x_ = Scratch<Part>(2 * kParts * x_part_);
+      x_ = Scratch<Part>::zeros(2 * kParts * x_part_);
     }
     for (int64_t parity = 0; parity < 2; ++parity) {
       for (int64_t block = 0; block < x.blocks(); ++block) {

@@ -18,7 +18,7 @@ void conv_forward(const MaskedConvArgs& args) {
   const Shares shares(args, live);
   const ConvPass pass{args, live, true};
   const typename Convolution<A>::Weights weight(pass);
-  Scratch<A> bias(num_blocks(args.out_channels, kBlock<A>) * kBlock<A>);
+  const auto bias = Scratch<A>::zeros(num_blocks(args.out_channels, kBlock<A>) * kBlock<A>);
   if (args.bias != nullptr) {
     std::copy_n(static_cast<const A*>(args.bias), args.out_channels, bias.data());
   }
@@ -66,7 +66,7 @@ void conv_backward(const MaskedConvGradArgs& args) {
   if (with_x) {
     weight.emplace(pass);
   }
-  const Scratch<A> no_bias(num_blocks(in.in_channels, kBlock<A>) * kBlock<A>);
+  const auto no_bias = Scratch<A>::zeros(num_blocks(in.in_channels, kBlock<A>) * kBlock<A>);
   const int64_t bias_first = Sums<A>::size(in, live), total = part_size<Sums, A>(in);
   const int64_t parts = args.sums == nullptr ? shares.count() : args.parts;
   const int64_t pitch = live.pitch(in.width), most_rows = shares.rows() + live.reach();

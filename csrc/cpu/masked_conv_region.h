@@ -3,6 +3,7 @@
 
 #include "masked_conv_tiles.h"
 #include "pixel_table.h"
+#include "scratch.h"
 #include "transpose.h"
 
 namespace dgm_fast {
@@ -21,7 +22,7 @@ class Region {
         row_stride_(pitch * kBlock<A>),
         plane_((before + rows * pitch) * kBlock<A>),
         // A pixel more, so that the last ones may be read in pairs.
-        memory_(num_blocks(channels, kBlock<A>) * plane_ + kBlock<A>) {}
+        memory_(Scratch<A>::zeros(num_blocks(channels, kBlock<A>) * plane_ + kBlock<A>)) {}
 
   int64_t row_stride() const {
     return row_stride_;

@@ -15,7 +15,8 @@ template <typename A>
 class PackedWeight {
  public:
   explicit PackedWeight(const ConvPass& pass)
-      : packed_(num_blocks(pass.to_channels(), kBlock<A>) * pass.terms() * kBlock<A>) {
+      : packed_(Scratch<A>::zeros(
+            num_blocks(pass.to_channels(), kBlock<A>) * pass.terms() * kBlock<A>)) {
     const auto& args = pass.args;
     const int64_t kernel = args.kernel_rows * args.kernel_columns;
     const int64_t from_channels = pass.from_channels();

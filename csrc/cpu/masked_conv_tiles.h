@@ -8,10 +8,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
 #include <utility>
 
 namespace dgm_fast {
@@ -53,32 +49,6 @@ class Pieces {
 
  private:
   int64_t count_, base_, larger_;
-};
-
-// Zeroed memory on whole cache lines.
-template <typename A>
-class Scratch {
- public:
-  explicit Scratch(int64_t size) {
-    const size_t bytes = (static_cast<size_t>(size) * sizeof(A) + 63) / 64 * 64;
-    data_.reset(static_cast<A*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64))));
-    if (data_ == nullptr) {
-      throw std::bad_alloc();
-    }
-    std::memset(data_.get(), 0, bytes);
-  }
-
-  A* data() const {
-    return data_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(A* p) const {
-      std::free(p);
-    }
-  };
-  std::unique_ptr<A, Free> data_;
 };
 
 // A run of channels that a tile sums over: of one tap, in one block.

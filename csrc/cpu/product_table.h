@@ -35,5 +35,8 @@ struct ProductKernels {
 };
 
 void fill(ProductKernels& kernels);
+#if defined(CPU_CAPABILITY_AVX512)
+void fill_amx(ProductKernels& kernels);
+#endif
 
 } // namespace dgm_fast

@@ -3,7 +3,9 @@
 
 #include "vec.h"
 
+#include <cstring>
 #include <new>
+#include <utility>
 #include <vector>
 
 namespace dgm_fast {
@@ -84,11 +86,23 @@ class Scratch {
   explicit Scratch(int64_t count)
       : piece_(ScratchPool::of_thread().take(std::max<int64_t>(1, count) * sizeof(A))) {}
 
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
+  // With `count` zeros.
+  static Scratch zeros(int64_t count) {
+    Scratch scratch(count);
+    std::memset(scratch.data(), 0, static_cast<size_t>(count) * sizeof(A));
+    return scratch;
+  }
+
+  Scratch(Scratch&& other) noexcept : piece_(std::exchange(other.piece_, {nullptr, 0})) {}
+  Scratch& operator=(Scratch&& other) noexcept {
+    std::swap(piece_, other.piece_);
+    return *this;
+  }
 
   ~Scratch() {
-    ScratchPool::of_thread().give(piece_);
+    if (piece_.data != nullptr) {
+      ScratchPool::of_thread().give(piece_);
+    }
   }
 
   A* data() const {
