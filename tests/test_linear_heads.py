@@ -146,6 +146,30 @@ def test_products_of_every_size(inputs: int, width: int, rows: int, dtype: torch
             ops.use_isa(active)
 
 
+@pytest.mark.skipif("amx" not in ops.runnable_isas(), reason="this processor has no matrix units")
+@pytest.mark.parametrize("value", [INF, -INF, math.nan, 3e38])
+@pytest.mark.parametrize("where", ["h", "weight"])
+def test_matrix_units_leave_what_does_not_split_to_vectors(where: str, value: float) -> None:
+    active = ops.active_isa()
+    assert active is not None
+    h, weight, bias = (t.detach() for t in layer(100, inputs=96, rows=200))
+    (h if where == "h" else weight)[40, 7] = value
+    results = {}
+    for level in ("avx512", "amx"):
+        leaves = [t.clone().requires_grad_() for t in (h, weight, bias)]
+        try:
+            ops.use_isa(level)
+            out = F.linear_bernoulli_log_prob(*leaves, bits(100, 200), recompute=True)
+            out.sum().backward()
+        finally:
+            ops.use_isa(active)
+        results[level] = [out.detach(), *(t.grad for t in leaves)]
+    for got, want in zip(results["amx"], results["avx512"], strict=True):
+        finite = want.isfinite()
+        assert torch.equal(got.isfinite(), finite)
+        assert relative_error(got[finite], want[finite].double()) < 1e-6
+
+
 @pytest.mark.parametrize("packing", ["variable", "class", "pixel", "bernoulli"])
 def test_kept_and_recomputed_logits_agree(packing: str) -> None:
     if packing == "pixel":

@@ -134,6 +134,33 @@ void tile_product(
   return _mm512_permutex2var_epi16(first, _mm512_load_si512(kOdd.data()), second);
 }
 
+// The largest magnitude of what it sees, as bits: the order of floats without their signs.
+class Largest {
+ public:
+  [[gnu::always_inline]] void see(__m512 x) {
+    largest_ = _mm512_max_epu32(
+        largest_, _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff)));
+  }
+  uint32_t bits() const {
+    return _mm512_reduce_max_epu32(largest_);
+  }
+
+ private:
+  __m512i largest_ = _mm512_setzero_si512();
+};
+
+[[gnu::always_inline]] inline void split_step(
+    const float* x, Part* to, int64_t part_stride, Largest& largest) {
+  const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
+  largest.see(a);
+  largest.see(b);
+  const Parts first = split(a), second = split(b);
+#pragma GCC unroll 3
+  for (int p = 0; p < kParts; ++p) {
+    _mm512_storeu_si512(to + p * part_stride, upper_halves(first.part[p], second.part[p]));
+  }
+}
+
 } // namespace
 
 bool amx_available() {
@@ -156,37 +183,23 @@ TileProduct find_tile_product(int64_t tile_rows, int64_t tile_columns) {
   return products[tile_rows > 1][tile_columns > 1];
 }
 
-uint32_t largest_magnitude(const float* x, int64_t count) {
-  __m512i largest = _mm512_setzero_si512();
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
-    largest = _mm512_max_epu32(largest, magnitude_bits(_mm512_loadu_ps(x + i)));
+uint32_t split_run(const float* x, int64_t count, Part* to, int64_t part_stride) {
+  Largest largest;
+  for (int64_t i = 0; i < count; i += kStepDepth) {
+    split_step(x + i, to + i, part_stride, largest);
   }
-  if (i < count) {
-    const auto lanes = static_cast<__mmask16>((1u << (count - i)) - 1);
-    largest = _mm512_max_epu32(largest, magnitude_bits(_mm512_maskz_loadu_ps(lanes, x + i)));
-  }
-  return _mm512_reduce_max_epu32(largest);
+  return largest.bits();
 }
 
-void split_run(const float* x, int64_t count, Part* to, int64_t part_stride) {
-  for (int64_t i = 0; i < count; i += 32) {
-    const Parts first = split(_mm512_loadu_ps(x + i));
-    const Parts second = split(_mm512_loadu_ps(x + i + 16));
-#pragma GCC unroll 3
-    for (int p = 0; p < kParts; ++p) {
-      _mm512_storeu_si512(to + p * part_stride + i, upper_halves(first.part[p], second.part[p]));
-    }
-  }
-}
-
-void split_rows(const float* x, int64_t x_stride, int64_t rows, Part* to, int64_t part_stride) {
+uint32_t split_rows(const float* x, int64_t x_stride, int64_t rows, Part* to, int64_t part_stride) {
+  Largest largest;
   for (int64_t row = 0; row < rows; ++row) {
-    split_run(x + row * x_stride, kStepDepth, to + row * kStepDepth, part_stride);
+    split_step(x + row * x_stride, to + row * kStepDepth, part_stride, largest);
   }
+  return largest.bits();
 }
 
-void split_pairs(
+uint32_t split_pairs(
     const float* x,
     int64_t x_stride,
     int64_t pairs,
@@ -194,10 +207,13 @@ void split_pairs(
     Part* to,
     int64_t tile_stride,
     int64_t part_stride) {
+  Largest largest;
   for (int64_t pair = 0; pair < pairs; ++pair, x += 2 * x_stride) {
     for (int64_t column = 0; column < columns; column += kTileSide) {
-      const Parts even = split(_mm512_loadu_ps(x + column));
-      const Parts odd = split(_mm512_loadu_ps(x + x_stride + column));
+      const __m512 first = _mm512_loadu_ps(x + column), second = _mm512_loadu_ps(x + x_stride + column);
+      largest.see(first);
+      largest.see(second);
+      const Parts even = split(first), odd = split(second);
       Part* tile = to + column / kTileSide * tile_stride + pair * kStepDepth;
 #pragma GCC unroll 3
       for (int p = 0; p < kParts; ++p) {
@@ -207,6 +223,7 @@ void split_pairs(
       }
     }
   }
+  return largest.bits();
 }
 
 #else

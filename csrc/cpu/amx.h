@@ -85,19 +85,14 @@ struct Parts {
   return parts;
 }
 
-[[gnu::always_inline]] inline __m512i magnitude_bits(__m512 x) {
-  return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
-}
-
-// The largest magnitude of `count` floats, as bits.
-uint32_t largest_magnitude(const float* x, int64_t count);
+// The following write parts and return the largest magnitude that they met, as bits.
 
 // to[part] [rows][32] = rows of 32 floats.
-void split_rows(const float* x, int64_t x_stride, int64_t rows, Part* to, int64_t part_stride);
+uint32_t split_rows(const float* x, int64_t x_stride, int64_t rows, Part* to, int64_t part_stride);
 
 // to[part] [columns / 16][pairs][16][2] from rows of `columns` floats (a multiple of 16), two rows a pair; tile_stride
 // entries from one block of 16 columns to the next.
-void split_pairs(
+uint32_t split_pairs(
     const float* x,
     int64_t x_stride,
     int64_t pairs,
@@ -107,7 +102,7 @@ void split_pairs(
     int64_t part_stride);
 
 // to[part] [count] = floats one after the other; count is a multiple of 32.
-void split_run(const float* x, int64_t count, Part* to, int64_t part_stride);
+uint32_t split_run(const float* x, int64_t count, Part* to, int64_t part_stride);
 
 #endif
 

@@ -7,6 +7,8 @@
 #include "amx.h"
 #include "masked_conv_passes.h"
 
+#include <atomic>
+
 #if defined(CPU_CAPABILITY_AVX512)
 
 namespace dgm_fast {
@@ -34,15 +36,6 @@ bool enough_pixels(const MaskedConvArgs& args) {
   return Shares(args, live).rows() * live.pitch(args.width) >= 4 * kTileSide;
 }
 
-bool region_splits(const Region<float>& region, int64_t first_row, int64_t rows) {
-  uint32_t largest = 0;
-  for (int64_t block = 0; block < region.blocks(); ++block) {
-    const float* from = region.at(first_row) + block * region.plane();
-    largest = std::max(largest, largest_magnitude(from, rows * region.row_stride()));
-  }
-  return splits(largest);
-}
-
 void add_to(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t column = 0; column < columns; column += 16) {
@@ -63,21 +56,26 @@ class TileWeights {
     static_assert(kBlock<float> == kWide && kStepDepth == kWide);
     const int64_t blocks = num_blocks(pass.to_channels(), kWide);
     if (!worthwhile(pass.from_channels(), kStepDepth, pass.to_channels(), kTileSide) ||
-        !enough_pixels(pass.args) ||
-        !splits(largest_magnitude(packed_.data(), blocks * pass.terms() * kWide))) {
+        !enough_pixels(pass.args)) {
       return;
     }
     parts_ = Scratch<Part>(blocks * steps_ * kStepEntries);
-    split_ = true;
+    std::atomic<bool> fits = true;
     at::parallel_for(
         0, blocks * pass.live.taps(), grain_rows(pass.from_channels() * kWide), [&](int64_t begin, int64_t end) {
+          uint32_t largest = 0;
           for (int64_t i = begin; i < end; ++i) {
-            split_tap(
+            const uint32_t bits = split_tap(
                 packed_.data() + i * pass.from_channels() * kWide,
                 pass.from_channels(),
                 parts_.data() + i * num_blocks(pass.from_channels(), kStepDepth) * kStepEntries);
+            largest = std::max(largest, bits);
+          }
+          if (!splits(largest)) {
+            fits = false;
           }
         });
+    split_ = fits;
   }
 
   // Whether there are parts; else only what vectors use.
@@ -98,7 +96,8 @@ class TileWeights {
  private:
   static constexpr int64_t kStepEntries = kParts * 2 * kTileEntries;
 
-  static void split_tap(const float* rows, int64_t count, Part* to) {
+  static uint32_t split_tap(const float* rows, int64_t count, Part* to) {
+    uint32_t largest = 0;
     alignas(64) float padded[kStepDepth * kWide];
     for (int64_t from = 0; from < count; from += kStepDepth, to += kStepEntries) {
       const float* source = rows + from * kWide;
@@ -106,8 +105,10 @@ class TileWeights {
         std::fill_n(std::copy_n(source, (count - from) * kWide, padded), (kStepDepth - count + from) * kWide, 0.0f);
         source = padded;
       }
-      split_pairs(source, kWide, kStepDepth / 2, kWide, to, kTileEntries, 2 * kTileEntries);
+      largest = std::max(
+          largest, split_pairs(source, kWide, kStepDepth / 2, kWide, to, kTileEntries, 2 * kTileEntries));
     }
+    return largest;
   }
 
   PackedWeight<float> packed_;
@@ -150,17 +151,9 @@ class TileConvolution<float> {
       int64_t n,
       int64_t begin,
       int64_t end) {
-    if (!weights_.split() || !region_splits(region, 0, region.loaded_rows())) {
+    if (!weights_.split() || !split(region)) {
       vectors_.run(region, first_row, image, n, begin, end);
       return;
-    }
-    for (int64_t block = 0; block < region.blocks(); ++block) {
-      split_rows(
-          region.block(block),
-          kStepDepth,
-          region.loaded_pixels(),
-          parts_.data() + block * pixels_ * kStepDepth,
-          part_stride_);
     }
     const TileRegisters registers;
     const int64_t pitch = region.pitch(), count = (end - begin - 1) * pitch + width_;
@@ -181,6 +174,21 @@ class TileConvolution<float> {
   }
 
  private:
+  // Whether the region splits.
+  bool split(const Region<float>& region) {
+    uint32_t largest = 0;
+    for (int64_t block = 0; block < region.blocks(); ++block) {
+      const uint32_t bits = split_rows(
+          region.block(block),
+          kStepDepth,
+          region.loaded_pixels(),
+          parts_.data() + block * pixels_ * kStepDepth,
+          part_stride_);
+      largest = std::max(largest, bits);
+    }
+    return splits(largest);
+  }
+
   // rows_ [count][32] = the sums of one block of channels.
   void multiply(const Part* first, int64_t block, int64_t count, int64_t tile_columns) {
     const auto steps = static_cast<int64_t>(offsets_.size());
@@ -249,13 +257,11 @@ class TileSums<float> {
   }
 
   void add(const Region<float>& x, const Region<float>& grad, int64_t grad_row, int64_t rows) {
-    if (!region_splits(x, 0, x.loaded_rows()) || !region_splits(grad, grad_row, rows)) {
+    const int64_t used = rows * grad.pitch(), count = round_up(used, kStepDepth);
+    if (!split_grad(grad, grad_row, used, count) || !split_x(x)) {
       add_by_vectors(x, grad, grad_row, rows);
       return;
     }
-    const int64_t count = round_up(rows * grad.pitch(), kStepDepth);
-    split_grad(grad, grad_row, rows * grad.pitch(), count);
-    split_x(x, count);
     const TileRegisters registers;
     for (int64_t o = 0; o < args_.out_channels; o += kWide) {
       for (int64_t c = 0; c < args_.in_channels; c += kWide) {
@@ -303,8 +309,8 @@ class TileSums<float> {
     return round_up(args_.in_channels, kWide);
   }
 
-  // grad_ [part][out][count], rows grad_stride_ apart; what lies past the share's pixels is 0.
-  void split_grad(const Region<float>& grad, int64_t grad_row, int64_t used, int64_t count) {
+  // grad_ [part][out][count], rows grad_stride_ apart; what lies past the share's pixels is 0. Whether it splits.
+  bool split_grad(const Region<float>& grad, int64_t grad_row, int64_t used, int64_t count) {
     const int64_t channels = grad.blocks() * kWide;
     // An odd number of cache lines, so that the rows of a tile lie in different sets.
     const int64_t stride = (num_blocks(count, 32) | 1) * 32;
@@ -313,20 +319,23 @@ class TileSums<float> {
       grad_ = Scratch<Part>(kParts * channels * stride);
       run_ = Scratch<float>(kWide * stride);
     }
+    uint32_t largest = 0;
     for (int64_t block = 0; block < grad.blocks(); ++block) {
       transpose(
           grad.at(grad_row) + block * grad.plane(), kWide, run_.data(), grad_stride_, used, kWide);
       for (int64_t o = 0; o < kWide; ++o) {
         float* from = run_.data() + o * grad_stride_;
         std::fill_n(from + used, count - used, 0.0f);
-        split_run(from, count, grad_.data() + (block * kWide + o) * grad_stride_, channels * grad_stride_);
+        Part* to = grad_.data() + (block * kWide + o) * grad_stride_;
+        largest = std::max(largest, split_run(from, count, to, channels * grad_stride_));
       }
     }
     grad_part_ = channels * grad_stride_;
+    return splits(largest);
   }
 
   // x_ [parity][part][16 in][pair of pixels][16][2]
-  void split_x(const Region<float>& x, int64_t count) {
+  bool split_x(const Region<float>& x) {
     const int64_t tiles = 2 * x.blocks();
     if (x_tile_ == 0) {
       // Whole steps from the last pixel on.
@@ -334,9 +343,10 @@ class TileSums<float> {
       x_part_ = tiles * x_tile_;
       x_ = Scratch<Part>::zeros(2 * kParts * x_part_);
     }
+    uint32_t largest = 0;
     for (int64_t parity = 0; parity < 2; ++parity) {
       for (int64_t block = 0; block < x.blocks(); ++block) {
-        split_pairs(
+        const uint32_t bits = split_pairs(
             x.block(block) + parity * kWide,
             kWide,
             (x.loaded_pixels() + 1 - parity) / 2,
@@ -344,8 +354,10 @@ class TileSums<float> {
             x_.data() + parity * kParts * x_part_ + 2 * block * x_tile_,
             x_tile_,
             x_part_);
+        largest = std::max(largest, bits);
       }
     }
+    return splits(largest);
   }
 
   void add_pixels(const Region<float>& x, int64_t o, int64_t c, int64_t pixel, int64_t steps) {

@@ -90,8 +90,7 @@ bool pack_parts(const ProductPackArgs& args, Part* to) {
             std::min(kStepDepth, args.depth - k),
             std::min(kPanel, args.columns - column),
             block);
-        largest = std::max(largest, largest_magnitude(block, kStepDepth * kPanel));
-        split_pairs(
+        const uint32_t bits = split_pairs(
             block,
             kPanel,
             kStepDepth / 2,
@@ -99,6 +98,7 @@ bool pack_parts(const ProductPackArgs& args, Part* to) {
             to + (panel * steps + step) * kStepEntries,
             kTileEntries,
             2 * kTileEntries);
+        largest = std::max(largest, bits);
       }
     }
     if (!splits(largest)) {
@@ -174,14 +174,19 @@ class LeftRows {
         depth_(blocks(args.depth, kStepDepth) * kStepDepth),
         // An odd number of cache lines, so that the rows of a tile lie in different sets.
         stride_((depth_ / 32 | 1) * 32),
-        parts_(kParts * kPanel * stride_) {}
+        parts_(Scratch<Part>::zeros(kParts * kPanel * stride_)) {}
 
-  // Whether rows [row, row + rows) split.
+  // Whether rows [row, row + rows) split. Rows past them keep what they had: of C they give nothing that is stored.
   bool load(int64_t row, int64_t rows) {
-    alignas(64) float block[kPanel * kStepDepth];
     const auto* a = static_cast<const float*>(args_.a) + row * args_.a_row_stride;
+    const int64_t whole = args_.a_column_stride == 1 ? args_.depth / kStepDepth * kStepDepth : 0;
     uint32_t largest = 0;
-    for (int64_t k = 0; k < depth_; k += kStepDepth) {
+    for (int64_t r = 0; r < rows && whole > 0; ++r) {
+      largest = std::max(
+          largest, split_run(a + r * args_.a_row_stride, whole, row_parts(r), kPanel * stride_));
+    }
+    alignas(64) float block[kPanel * kStepDepth];
+    for (int64_t k = whole; k < depth_; k += kStepDepth) {
       copy_block(
           a + k * args_.a_column_stride,
           args_.a_row_stride,
@@ -189,9 +194,9 @@ class LeftRows {
           rows,
           std::min(kStepDepth, args_.depth - k),
           block);
-      largest = std::max(largest, largest_magnitude(block, kPanel * kStepDepth));
-      for (int64_t r = 0; r < kPanel; ++r) {
-        split_run(block + r * kStepDepth, kStepDepth, parts_.data() + r * stride_ + k, kPanel * stride_);
+      for (int64_t r = 0; r < rows; ++r) {
+        largest = std::max(
+            largest, split_run(block + r * kStepDepth, kStepDepth, row_parts(r) + k, kPanel * stride_));
       }
     }
     return splits(largest);
@@ -202,6 +207,10 @@ class LeftRows {
   }
 
  private:
+  Part* row_parts(int64_t row) const {
+    return parts_.data() + row * stride_;
+  }
+
   const ProductArgs& args_;
   int64_t depth_, stride_;
   Scratch<Part> parts_;
