@@ -133,6 +133,52 @@ _convolution(
 )
 
 
+# B, C_in, H, W, C_out: a pixel's row and the one above, the vertical stack of a Gated PixelCNN.
+SHIFTED_LAYERS = {
+    "small": (8, 16, 8, 8, 32),
+    "medium": (16, 32, 28, 28, 64),
+    "large": (16, 128, 28, 28, 256),
+    "odd": (7, 29, 13, 11, 37),
+}
+SHIFTED_TAPS, SHIFTED_FIRST = (2, 3), (-1, -1)
+
+
+def _shifted_inputs(channels_last: bool) -> Builder:
+    def build(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+        *image, out_channels = shape
+        weight = normal(generator, out_channels, image[1], *SHIFTED_TAPS)
+        weight *= weight[0].numel() ** -0.5
+        inputs = {"x": normal(generator, *image), "weight": weight}
+        inputs["bias"] = normal(generator, out_channels)
+        inputs = {name: t.to(dtype) for name, t in inputs.items()}
+        if channels_last:
+            inputs["x"] = inputs["x"].to(memory_format=torch.channels_last)
+        return inputs
+
+    return build
+
+
+def _shifted_flops(shape: tuple[int, ...]) -> tuple[int, int]:
+    forward = 2 * SHIFTED_TAPS[0] * SHIFTED_TAPS[1] * shape[-1]
+    return forward, 2 * forward
+
+
+for _channels_last in (False, True):
+    case(
+        "shifted_conv2d",
+        variant="channels_last" if _channels_last else "",
+        family="pixel",
+        ours=functools.partial(functional.shifted_conv2d, first=SHIFTED_FIRST),
+        eager=functools.partial(plain.shifted_conv, first=SHIFTED_FIRST),
+        sizes={"large": SHIFTED_LAYERS["large"]} if _channels_last else SHIFTED_LAYERS,
+        dtypes={} if _channels_last else {"medium": (torch.float32, torch.bfloat16)},
+        grads=IMAGE_GRADS,
+        backward_reads=("x", "weight"),
+        flops_per_element=_shifted_flops,
+        second_order=() if _channels_last else ("small",),
+    )(_shifted_inputs(_channels_last))
+
+
 GATED_SIZES = {  # B, 2 C, H, W
     "small": (4, 16, 8, 8),
     "medium": (16, 64, 28, 28),

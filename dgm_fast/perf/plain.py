@@ -462,6 +462,13 @@ def masked_conv(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor
     return conv(x, weight * mask, bias, padding=padding)
 
 
+def shifted_conv(x: Tensor, weight: Tensor, bias: Tensor, *, first: tuple[int, int]) -> Tensor:
+    """Convolution of a padded image, its first tap at ``first`` from the output pixel."""
+    (top, left), (rows, columns) = first, weight.shape[2:]
+    padded = F.pad(x, (-left, left + columns - 1, -top, top + rows - 1))
+    return F.conv2d(padded, weight, bias)
+
+
 def gated_activation(
     x: Tensor, bias: Tensor | None = None, condition: Tensor | None = None
 ) -> Tensor:
