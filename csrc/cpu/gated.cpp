@@ -19,26 +19,47 @@ struct Addend {
   const T* row_b = nullptr;
 };
 
-template <typename A, typename T, typename V>
-[[gnu::always_inline]] inline Vec<A> added(
-    const T* x, A number, const V* row, int64_t i, int64_t count) {
-  const Vec<A> value = vload(x + i, count) + Vec<A>(number);
-  return row == nullptr ? value : value + vload(row + i, count);
-}
+// Entries ahead that a run asks for: a new page starts every thousand floats, where the processor's own prefetch does.
+template <typename T>
+inline constexpr int64_t kAhead = 2048 / sizeof(T);
 
-// visit(i, count, a, b) over a run of entries, with literally full counts but for the last.
-template <typename T, typename V, typename F>
-[[gnu::always_inline]] inline void each_vector(
-    const T* a, const T* b, const Addend<V, acc_t<T>>& add, int64_t size, F&& visit) {
-  using A = acc_t<T>;
+// visit(i, count, a, b) over a run of entries, with literally full counts but for the last; sum(x, i, count, half) adds
+// to x.
+template <typename T, typename Sum, typename F>
+[[gnu::always_inline]] inline void each_sum(
+    const T* a, const T* b, int64_t size, const Sum& sum, const F& visit) {
   constexpr int step = kStep<T>;
   int64_t i = 0;
   for (; i + step <= size; i += step) {
-    visit(i, int64_t{step}, added(a, add.a, add.row_a, i, step), added(b, add.b, add.row_b, i, step));
+    __builtin_prefetch(a + i + kAhead<T>);
+    __builtin_prefetch(b + i + kAhead<T>);
+    const auto va = sum(vload(a + i, step), i, int64_t{step}, std::false_type{});
+    visit(i, int64_t{step}, va, sum(vload(b + i, step), i, int64_t{step}, std::true_type{}));
   }
   if (i < size) {
     const int64_t rest = size - i;
-    visit(i, rest, added(a, add.a, add.row_a, i, rest), added(b, add.b, add.row_b, i, rest));
+    const auto va = sum(vload(a + i, rest), i, rest, std::false_type{});
+    visit(i, rest, va, sum(vload(b + i, rest), i, rest, std::true_type{}));
+  }
+}
+
+// The same with an addend, each kind of which has a loop of its own.
+template <typename T, typename V, typename F>
+[[gnu::always_inline]] inline void each_vector(
+    const T* a, const T* b, const Addend<V, acc_t<T>>& add, int64_t size, const F& visit) {
+  using A = acc_t<T>;
+  if (add.row_a != nullptr) {
+    each_sum(a, b, size, [&](const Vec<A>& x, int64_t i, int64_t count, auto second) {
+      const V* row = (second ? add.row_b : add.row_a) + i;
+      __builtin_prefetch(row + kAhead<V>);
+      return x + Vec<A>(second ? add.b : add.a) + vload(row, count);
+    }, visit);
+  } else if (add.a != 0 || add.b != 0) {
+    each_sum(a, b, size, [&](const Vec<A>& x, int64_t, int64_t, auto second) {
+      return x + Vec<A>(second ? add.b : add.a);
+    }, visit);
+  } else {
+    each_sum(a, b, size, [](const Vec<A>& x, int64_t, int64_t, auto) { return x; }, visit);
   }
 }
 
@@ -46,22 +67,27 @@ template <typename T, typename V>
 inline void gated_run(
     const T* a, const T* b, const Addend<V, acc_t<T>>& add, int64_t size, T* out, bool stream) {
   using A = acc_t<T>;
-  each_vector(a, b, add, size, [&](int64_t i, int64_t count, const Vec<A>& va, const Vec<A>& vb) {
-    const auto g = gate<false>(va, vb);
-    vwrite(out + i, g.tanh * g.sigmoid, stream, count);
-  });
+  // Not inlined, its constants would be loaded for every vector.
+  const auto visit = [&](int64_t i, int64_t count, const Vec<A>& va, const Vec<A>& vb)
+                         __attribute__((always_inline)) {
+    vwrite(out + i, gated_product(va, vb), stream, count);
+  };
+  each_vector(a, b, add, size, visit);
 }
 
 // visit(i, count, gradient of a, gradient of b)
 template <typename T, typename V, typename F>
 [[gnu::always_inline]] inline void gated_run_grad(
-    const T* a, const T* b, const Addend<V, acc_t<T>>& add, int64_t size, const T* grad, F&& visit) {
+    const T* a, const T* b, const Addend<V, acc_t<T>>& add, int64_t size, const T* grad, const F& visit) {
   using A = acc_t<T>;
-  each_vector(a, b, add, size, [&](int64_t i, int64_t count, const Vec<A>& va, const Vec<A>& vb) {
+  const auto visit_sum = [&](int64_t i, int64_t count, const Vec<A>& va, const Vec<A>& vb)
+                             __attribute__((always_inline)) {
+    __builtin_prefetch(grad + i + kAhead<T>);
     const auto g = gate<true>(va, vb);
     const Vec<A> scaled = vload(grad + i, count) * g.sigmoid;
     visit(i, count, scaled * g.tanh_slope, scaled * g.tanh * g.one_minus_sigmoid);
-  });
+  };
+  each_vector(a, b, add, size, visit_sum);
 }
 
 // Planes: runs of `inner` entries of one channel.
@@ -102,32 +128,39 @@ void each_plane(const GatedArgs& args, F&& visit) {
       });
 }
 
-// Rows: runs of all channels of one pixel. bias + condition as one vector, formed anew where the row changes.
+// Rows: runs of all channels of one pixel. bias + condition as one vector, formed anew where the row changes; a
+// condition alone where it lies, if it needs no conversion.
 template <typename T>
 class RowAddend {
  public:
   using A = acc_t<T>;
 
   explicit RowAddend(const GatedArgs& args) : args_(args) {
-    if (args.bias != nullptr || args.condition.present()) {
+    if (args.condition.present() && args.bias == nullptr && std::is_same_v<T, A>) {
+      in_place_ = true;
+    } else if (args.bias != nullptr || args.condition.present()) {
       sum_.resize(2 * args.channels);
     }
   }
 
   Addend<A, A> at(int64_t sample, int64_t pixel) {
     Addend<A, A> add;
-    if (sum_.empty()) {
+    if (!in_place_ && sum_.empty()) {
       return add;
     }
     const int64_t index = args_.condition_per_position ? sample * args_.inner + pixel
         : args_.condition.present()                    ? sample
                                                        : 0;
-    if (index != index_) {
-      index_ = index;
-      fill(args_.condition.present() ? row<T>(args_.condition, index) : nullptr);
+    if (in_place_) {
+      add.row_a = row<A>(args_.condition, index);
+    } else {
+      if (index != index_) {
+        index_ = index;
+        fill(args_.condition.present() ? row<T>(args_.condition, index) : nullptr);
+      }
+      add.row_a = sum_.data();
     }
-    add.row_a = sum_.data();
-    add.row_b = sum_.data() + args_.channels;
+    add.row_b = add.row_a + args_.channels;
     return add;
   }
 
@@ -142,6 +175,7 @@ class RowAddend {
 
   const GatedArgs& args_;
   std::vector<A> sum_;
+  bool in_place_ = false;
   int64_t index_ = -1;
 };
 
@@ -203,7 +237,8 @@ void gated_rows_grad(const GatedGradArgs& args) {
             addend.at(sample, pixel),
             in.channels,
             grad + index * in.channels,
-            [&](int64_t i, int64_t count, const Vec<A>& ga, const Vec<A>& gb) {
+            [&](int64_t i, int64_t count, const Vec<A>& ga, const Vec<A>& gb)
+                __attribute__((always_inline)) {
               if (to != nullptr) {
                 vwrite(to + i, ga, in.stream, count);
                 vwrite(to + in.channels + i, gb, in.stream, count);
@@ -254,7 +289,8 @@ void gated_planes_grad(const GatedGradArgs& args) {
           block,
           size,
           g + begin,
-          [&](int64_t i, int64_t count, const Vec<A>& ga, const Vec<A>& gb) {
+          [&](int64_t i, int64_t count, const Vec<A>& ga, const Vec<A>& gb)
+              __attribute__((always_inline)) {
             if (grad_x != nullptr) {
               vwrite(to_a + begin + i, ga, in.stream, count);
               vwrite(to_b + begin + i, gb, in.stream, count);

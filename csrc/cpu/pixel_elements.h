@@ -57,8 +57,7 @@ void gate_elements(PixelKind kind, const A* in, int64_t size, A* out) {
   each_of<A>(size, [&](int64_t i, int64_t count) {
     const Vec<A> a = vload(in + i, count), b = vload(in + size + i, count);
     if (kind == PixelKind::TanhGate) {
-      const auto factors = gate<false>(a, b);
-      vstore(out + i, factors.tanh * factors.sigmoid, count);
+      vstore(out + i, gated_product(a, b), count);
     } else {
       vstore(out + i, a * logistic(b), count);
     }
@@ -81,8 +80,7 @@ void lstm_elements(const A* gates, const A* before, int64_t size, A* cell, A* hi
     const Vec<A> kept = logistic(vload(gates + size + i, count)) * vload(before + i, count);
     const Vec<A> now = at::vec::fmadd(input.sigmoid, input.tanh, kept);
     vstore(cell + i, now, count);
-    const auto output = gate<false>(now, vload(gates + 3 * size + i, count));
-    vstore(hidden + i, output.tanh * output.sigmoid, count);
+    vstore(hidden + i, gated_product(now, vload(gates + 3 * size + i, count)), count);
   });
 }
 
