@@ -58,6 +58,16 @@ int64_t dropped_argument(const OpSpec& spec) {
   return spec.constant_derivative ? spec.differentiable[0] : -1;
 }
 
+// Whether the two terms of the op's sum are both wanted and have one gradient.
+bool shared_gradient(const OpSpec& spec, const variable_list& saved, const c10::List<bool>& mask) {
+  if (spec.terms.empty() || !mask.get(spec.terms[0]) || !mask.get(spec.terms[1])) {
+    return false;
+  }
+  const auto& first = saved[spec.differentiable[spec.terms[0]]];
+  const auto& second = saved[spec.differentiable[spec.terms[1]]];
+  return first.sizes() == second.sizes();
+}
+
 struct FusedOp : torch::autograd::Function<FusedOp> {
   static variable_list forward(
       AutogradContext* ctx,
@@ -140,12 +150,19 @@ struct FusedOp : torch::autograd::Function<FusedOp> {
     for (size_t i = 0; i < count; ++i) {
       mask.push_back(slot[i] >= 0 && ctx->needs_input_grad(slot[i]));
     }
+    const bool shared = shared_gradient(*spec, saved, mask);
+    if (shared) {
+      mask.set(spec->terms[1], false);
+    }
     stack.emplace_back(mask);
     backward_op.callBoxed(stack);
     for (size_t i = 0; i < count; ++i) {
       if (mask[i]) {
         result[slot[i]] = stack[i].toTensor();
       }
+    }
+    if (shared) {
+      result[slot[spec->terms[1]]] = result[slot[spec->terms[0]]];
     }
     return result;
   }

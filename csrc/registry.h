@@ -22,6 +22,9 @@ struct OpSpec {
   // derivative but in that gradient. It is told by the saved output, so that the first differentiable argument is
   // not kept; the output stands in for it.
   bool constant_derivative = false;
+  // Two of the differentiable arguments that are only added to each other: where their shapes are the same, backward
+  // is asked for the gradient of the first alone, which is that of the second too.
+  std::vector<int64_t> terms = {};
 };
 
 const std::vector<OpSpec>& op_specs();

@@ -157,7 +157,10 @@ const std::vector<OpSpec>& op_specs() {
        "Tensor x, Tensor? bias, Tensor? condition, int dim",
        "Tensor",
        {0, 1, 2},
-       0},
+       0,
+       1,
+       false,
+       {0, 2}},
       {"autoregressive_inverse",
        "Tensor z, Tensor[] weights, Tensor[] biases, Tensor[] degrees, Tensor[] gates, Tensor? order, "
        "int activation, float activation_parameter, int transform, int[] modes, float[] options, "

@@ -323,6 +323,27 @@ def test_the_gate_keeps_its_input_alone() -> None:
     assert [t.data_ptr() for t in kept] == [x.data_ptr()]
 
 
+@needs_extension
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_condition_at_every_position_shares_the_gradient_of_the_gate(
+    memory_format: torch.memory_format,
+) -> None:
+    x, condition = (torch.randn(2, 8, 5, 6).to(memory_format=memory_format) for _ in range(2))
+    x, condition = x.requires_grad_(), condition.requires_grad_()
+    out = F.gated_activation(x, condition=condition)
+    weight = torch.randn_like(out)
+    of_x, of_condition = torch.autograd.grad(out, (x, condition), weight, retain_graph=True)
+    assert of_x.data_ptr() == of_condition.data_ptr()
+    want = torch.autograd.grad(F.gated_activation(x + condition), x, weight)[0]
+    torch.testing.assert_close(of_condition, want)
+    # Leaves keep gradients of their own.
+    out.backward(weight)
+    assert x.grad is not None
+    assert condition.grad is not None
+    assert x.grad.data_ptr() != condition.grad.data_ptr()
+    torch.testing.assert_close(condition.grad, want)
+
+
 def test_modules_are_the_functions() -> None:
     torch.manual_seed(0)
     layer = MaskedConv2d(

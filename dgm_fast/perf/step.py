@@ -82,7 +82,7 @@ class TrainingStep:
             self.model = case.peers[variant](self.model)
         elif variant != OURS and case.plain is not None:
             case.plain(self.model)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, fused=True)
         loss = cast(Callable[..., Tensor], self.model.loss)
         self.loss = torch.compile(loss, dynamic=False) if variant == COMPILE else loss
 
