@@ -66,6 +66,15 @@ struct MaskedLayer {
                             : stairs.masked(matrix);
   }
 
+  // The same of a matrix that nobody else holds.
+  Tensor masked_in_place(Tensor matrix) const {
+    if (kept.has_value()) {
+      return masked(matrix);
+    }
+    stairs.clear(matrix);
+    return matrix;
+  }
+
   // The type that results are computed in before they take their argument's.
   at::ScalarType result() const {
     return dtype == type ? type : at::kFloat;
@@ -119,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(
   }
   if (wanted[1]) {
     grad_weight = layer.whole
-        ? layer.masked(upstream.t().mm(layer.x))
+        ? layer.masked_in_place(upstream.t().mm(layer.x))
         : staircase_weight_gradient(layer.stairs, upstream, layer.x, layer.result());
     grad_weight = grad_weight.to(layer.dtype);
   }

@@ -536,24 +536,44 @@ Staircase Staircase::strictly_lower(int64_t size) {
 }
 
 Tensor Staircase::masked(const Tensor& matrix) const {
+  if (!row_order.empty() || !column_order.empty()) {
+    Tensor out = matrix.clone();
+    clear(out);
+    return out;
+  }
   Tensor out = at::empty({rows(), columns}, matrix.options());
-  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, matrix.scalar_type(), "masked", [&] {
-    const auto* from = matrix.const_data_ptr<scalar_t>();
-    auto* to = out.mutable_data_ptr<scalar_t>();
+  kernels<MaskedKernels>().block(
+      {dtype_code(matrix.scalar_type()),
+       matrix.const_data_ptr(),
+       columns,
+       selection(),
+       ends.data(),
+       0,
+       0,
+       rows(),
+       columns,
+       rows(),
+       columns,
+       out.mutable_data_ptr(),
+       columns,
+       false});
+  return out;
+}
+
+void Staircase::clear(Tensor& matrix) const {
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, matrix.scalar_type(), "clear", [&] {
+    auto* data = matrix.mutable_data_ptr<scalar_t>();
     for (int64_t r = 0; r < rows(); ++r) {
-      const int64_t at = (row_order.empty() ? r : row_order[r]) * columns;
+      auto* row = data + (row_order.empty() ? r : row_order[r]) * columns;
       if (column_order.empty()) {
-        std::copy_n(from + at, ends[r], to + at);
-        std::fill(to + at + ends[r], to + at + columns, scalar_t(0));
+        std::fill(row + ends[r], row + columns, scalar_t(0));
         continue;
       }
-      for (int64_t c = 0; c < columns; ++c) {
-        const int64_t i = at + column_order[c];
-        to[i] = c < ends[r] ? from[i] : scalar_t(0);
+      for (int64_t c = ends[r]; c < columns; ++c) {
+        row[column_order[c]] = scalar_t(0);
       }
     }
   });
-  return out;
 }
 
 int64_t Staircase::first_row(int64_t column) const {

@@ -32,6 +32,8 @@ struct Staircase {
   }
   // A copy of a contiguous matrix, with zeros where the mask has them.
   at::Tensor masked(const at::Tensor& matrix) const;
+  // The same in place.
+  void clear(at::Tensor& matrix) const;
   // The rows from this one on keep the column.
   int64_t first_row(int64_t column) const;
 };

@@ -31,6 +31,22 @@ void with_block_type(Dtype dtype, F&& visit) {
 template <typename T>
 void copy_row(const T* row, const int64_t* columns, int64_t first, int64_t count, int64_t fill, T* to) {
   if (columns == nullptr) {
+    if constexpr (std::is_same_v<T, acc_t<T>>) {
+      // Rows are short: a call for each costs as much as the copy.
+      constexpr int64_t lanes = kLanes<T>;
+      int64_t j = 0;
+      for (; j + lanes <= count; j += lanes) {
+        vstore(to + j, vload(row + first + j));
+      }
+      if (j < count) {
+        vstore(to + j, vload(row + first + j, count - j), std::min(lanes, fill - j));
+        j += lanes;
+      }
+      for (; j < fill; j += lanes) {
+        vstore(to + j, Vec<T>(0), std::min(lanes, fill - j));
+      }
+      return;
+    }
     std::copy_n(row + first, count, to);
   } else {
     for (int64_t j = 0; j < count; ++j) {

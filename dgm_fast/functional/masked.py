@@ -141,31 +141,35 @@ def _check_mask(
 ) -> None:
     if not isinstance(strict, bool):
         raise TypeError(f"strict must be a bool, got {type(strict).__name__}")
-    degrees = {"in_degrees": in_degrees, "out_degrees": out_degrees}
-    missing = [name for name, value in degrees.items() if value is None]
-    if len(missing) == 1 or (mask is None) == bool(missing):
-        got = [name for name, value in {**degrees, "mask": mask}.items() if value is not None]
+    if mask is None and in_degrees is not None and out_degrees is not None:
+        outputs, inputs = weight.shape
+        _check_degrees("in_degrees", in_degrees, inputs, weight)
+        _check_degrees("out_degrees", out_degrees, outputs, weight)
+        return
+    if mask is None or in_degrees is not None or out_degrees is not None:
+        given = {"in_degrees": in_degrees, "out_degrees": out_degrees, "mask": mask}
+        got = [name for name, value in given.items() if value is not None]
         raise ValueError(
             "the mask is given by in_degrees and out_degrees together, or by mask alone: "
             f"got {', '.join(got) if got else 'none of them'}"
         )
-    if mask is not None:
-        check_tensor("mask", mask)
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask must be bool, got {mask.dtype}")
-        if mask.shape != weight.shape:
-            raise ValueError(
-                f"mask must have weight's shape {tuple(weight.shape)}, got {tuple(mask.shape)}"
-            )
-        if strict:
-            raise ValueError("strict is about degrees and does nothing to a mask")
-        check_same_device("mask", mask, "weight", weight)
-        return
-    for (name, value), size in zip(degrees.items(), reversed(weight.shape), strict=True):
-        check_tensor(name, value)
-        assert value is not None
-        if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
-            raise TypeError(f"{name} must be integer, got {value.dtype}")
-        if value.shape != (size,):
-            raise ValueError(f"{name} must have shape ({size},), got {tuple(value.shape)}")
-        check_same_device(name, value, "weight", weight)
+    check_tensor("mask", mask)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool, got {mask.dtype}")
+    if mask.shape != weight.shape:
+        raise ValueError(
+            f"mask must have weight's shape {tuple(weight.shape)}, got {tuple(mask.shape)}"
+        )
+    if strict:
+        raise ValueError("strict is about degrees and does nothing to a mask")
+    check_same_device("mask", mask, "weight", weight)
+
+
+def _check_degrees(name: str, value: Tensor, size: int, weight: Tensor) -> None:
+    check_tensor(name, value)
+    dtype = value.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise TypeError(f"{name} must be integer, got {dtype}")
+    if value.shape != (size,):
+        raise ValueError(f"{name} must have shape ({size},), got {tuple(value.shape)}")
+    check_same_device(name, value, "weight", weight)
