@@ -20,7 +20,8 @@ pytest.importorskip("rich")
 from click.testing import CliRunner, Result
 
 from dgm_fast.cli import COMMANDS, main
-from dgm_fast.train import load_checkpoint, session
+from dgm_fast.train import ModelKind, command, get_kind, kind_names, load_checkpoint, session
+from dgm_fast.train.options import Option, declare, declared
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--latent-dim", "3", "--hidden-sizes", "8", "--batch-size", "20", "--eval-samples", "5"]
@@ -440,6 +441,48 @@ def test_threads_are_restored(data, tmp_path):
     before = torch.get_num_threads()
     train(data, tmp_path / "run", "--epochs", 1, "--threads", 2)
     assert torch.get_num_threads() == before
+
+
+def _example(option: Option) -> object:
+    """A value that the option takes."""
+    if option.type is str:
+        return option.choices[-1]
+    if option.type is list:
+        return [7, 5]
+    return {bool: True, int: 3, float: 0.25}[option.type]
+
+
+def test_every_option_of_a_kind_reaches_its_configuration(monkeypatch):
+    configurations = []
+    monkeypatch.setattr(command, "_run", lambda config, *_: configurations.append(config))
+    options = {option.name: option for option in declared()}
+    for kind in kind_names():
+        wanted = {name: _example(options[name]) for name in get_kind(kind).options}
+        arguments = []
+        for name, value in wanted.items():
+            arguments.append(options[name].flag)
+            if value is not True:
+                arguments.append(",".join(map(str, value)) if isinstance(value, list) else value)
+        # EM refuses what gradients take, but not the options of the kind.
+        result = run("train", kind, *arguments)
+        assert result.exit_code == 0, result.output
+        assert configurations[-1].model == wanted
+
+
+def test_the_help_names_the_kinds_of_an_option_and_their_defaults():
+    text = " ".join(run("train", "--help").output.split())
+    assert "Posterior samples K. [iwae 5; gmvae 1]" in text
+    assert "Bound of the weights. [wgan 0.01]" in text
+    assert "realnvp 100,100" in text
+    assert "[1000; glow, flowpp 20]" in text
+
+
+def test_options_are_declared_once():
+    with pytest.raises(ValueError, match="'beta' is declared already"):
+        declare(Option("beta", "Another.", float))
+    figures = get_kind("vae").validate
+    with pytest.raises(ValueError, match="undeclared options: gamma"):
+        ModelKind("x", "", {"gamma": 1.0}, get_kind("vae").build, figures, figures)
 
 
 def test_help_lists_commands_without_importing_them():

@@ -15,12 +15,12 @@ from dgm_fast.models.flow import Flow
 from dgm_fast.nn import MLP, AffineElement, FeatureCoupling, StandardNormal, Transform
 
 # Options of either form, and what they are where none is given.
-_OF_VECTORS: dict[str, Any] = {
+OF_VECTORS: dict[str, Any] = {
     "num_layers": 10,
     "hidden_sizes": (100, 100),
     "activation": nn.ReLU,
 }
-_OF_IMAGES: dict[str, Any] = {
+OF_IMAGES: dict[str, Any] = {
     "num_levels": 2,
     "channels": 32,
     "num_blocks": 2,
@@ -79,13 +79,13 @@ class RealNVP(VectorFlow):
         context_dim: int | None = None,
     ) -> None:
         of_vectors = _resolve(
-            _OF_VECTORS,
+            OF_VECTORS,
             num_layers=num_layers,
             hidden_sizes=hidden_sizes,
             activation=activation,
         )
         of_images = _resolve(
-            _OF_IMAGES,
+            OF_IMAGES,
             num_levels=num_levels,
             channels=channels,
             num_blocks=num_blocks,
@@ -94,13 +94,13 @@ class RealNVP(VectorFlow):
         shared: dict[str, Any] = {"scale": scale, "clamp": clamp, "context_dim": context_dim}
         if isinstance(num_dims_or_image_shape, int):
             _refuse(of_images, "images")
-            options = _OF_VECTORS | of_vectors | shared
+            options = OF_VECTORS | of_vectors | shared
             transforms = _vector_transforms(num_dims_or_image_shape, **options)
             super().__init__(num_dims_or_image_shape, transforms, context_dim=context_dim)
             return
         _refuse(of_vectors, "vectors")
         shape = check_image_shape(num_dims_or_image_shape)
-        options = _OF_IMAGES | of_images | shared
+        options = OF_IMAGES | of_images | shared
         transforms = real_nvp_transforms(shape, **options)
         # Nothing to standardise: the first actnorm does it.
         Flow.__init__(

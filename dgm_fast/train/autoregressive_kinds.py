@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from dgm_fast.data import DataError, Dataset
 from dgm_fast.models import FVSBN, MADE, NADE, RNADE, CategoricalNADE, Dequantized
+from dgm_fast.models.rnade import MIXTURES
+from dgm_fast.nn.made import ORDERS
 from dgm_fast.train.dequantize import (
     bound_figures,
     check_binary,
@@ -17,7 +19,14 @@ from dgm_fast.train.dequantize import (
     sampled_figures,
 )
 from dgm_fast.train.latent_kinds import data_marginals
+from dgm_fast.train.options import Option, declare
 from dgm_fast.train.registry import Figures, ModelKind, register
+
+declare(
+    Option("mixture", "Of a dimension's conditional.", str, choices=MIXTURES),
+    Option("order", "Of the dimensions.", str, choices=ORDERS),
+    Option("num_masks", "Masks that the weights share.", int, minimum=1),
+)
 
 
 def exact_figures(model: Any, x: Tensor, *_: Any) -> Figures:

@@ -12,23 +12,15 @@ from dgm_fast.data import BINARIZE_MODES, DataError
 from dgm_fast.data.dataset import LIKELIHOODS
 from dgm_fast.data.extras import MissingExtraError, require
 from dgm_fast.data.npz import LAYOUTS
-from dgm_fast.functional.adversarial import DIVERGENCES, FORMS, KINDS
-from dgm_fast.functional.latent import ESTIMATORS
-from dgm_fast.models._gan_networks import ARCHITECTURES
-from dgm_fast.models.gaussian_mixture import COVARIANCES
-from dgm_fast.models.nsf import KINDS as FLOW_KINDS
-from dgm_fast.models.pixel_rnn import KINDS as PIXEL_RNN_KINDS
-from dgm_fast.models.rnade import MIXTURES
-from dgm_fast.nn.made import ORDERS
 from dgm_fast.ops import BACKENDS, get_backend
 from dgm_fast.train import session as sessions
 from dgm_fast.train.checkpoint import CheckpointError
+from dgm_fast.train.command_options import model_options, run_default
 from dgm_fast.train.config import SCHEDULES, ConfigError, TrainConfig
 from dgm_fast.train.files import write_json
 from dgm_fast.train.gan_kinds import DISTANCES
-from dgm_fast.train.image_flow_kinds import DEQUANTIZATIONS
 from dgm_fast.train.interrupt import StopSignals, TrainingInterrupted
-from dgm_fast.train.mixture_kinds import FITS
+from dgm_fast.train.options import declared
 from dgm_fast.train.progress import RichProgress, make_console
 from dgm_fast.train.reference_run import compare_with_reference
 from dgm_fast.train.registry import get_kind, kind_names
@@ -51,46 +43,7 @@ _DATA_OPTIONS = {
     "data_root": "root",
     "context_length": "context_length",
 }
-_MODEL_OPTIONS = (
-    "latent_dim",
-    "hidden_sizes",
-    "decoder_variance",
-    "num_samples",
-    "estimator",
-    "beta",
-    "fused_head",
-    "num_components",
-    "learn_weights",
-    "covariance",
-    "fit",
-    "hidden_size",
-    "num_mixtures",
-    "mixture",
-    "order",
-    "num_masks",
-    "width",
-    "num_layers",
-    "num_heads",
-    "dropout",
-    "flow_kind",
-    "num_blocks",
-    "num_bins",
-    "tail_bound",
-    "class_conditional",
-    "num_levels",
-    "num_steps",
-    "dequantization",
-    "reversible",
-    "architecture",
-    "channels",
-    "num_critic_steps",
-    "average_decay",
-    "loss_kind",
-    "clip",
-    "weight",
-    "divergence",
-    "form",
-)
+_MODEL_OPTIONS = tuple(option.name for option in declared())
 # What a fit by EM, on all training rows at once, has no use for; and what alternating steps have none for.
 _GRADIENT_OPTIONS = ("batch_size", "lr", "schedule", "clip_norm", "compile")
 _LOSS_OPTIONS = ("schedule", "clip_norm", "compile", "eval_samples")
@@ -119,23 +72,6 @@ _EXPECTED_ERRORS = (
 )
 
 
-class _Sizes(click.ParamType):
-    name = "N,N,..."
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[int]:
-        if isinstance(value, list | tuple):
-            return list(value)
-        try:
-            sizes = [int(part) for part in str(value).split(",")]
-        except ValueError:
-            sizes = []
-        if not sizes or min(sizes) < 1:
-            self.fail(f"{value!r} is not a list of positive whole numbers such as 200,200", param)
-        return sizes
-
-
 @click.command()
 @click.argument("kind", type=click.Choice(kind_names()))
 @click.option(
@@ -154,20 +90,21 @@ class _Sizes(click.ParamType):
     help="Which saved state --resume takes up.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
-@click.option("--epochs", type=click.IntRange(1), default=100, help="[100; GANs 300]")
+@click.option(
+    "--epochs", type=click.IntRange(1), default=100, help=f"[{run_default('epochs', '100')}]"
+)
 @click.option("--batch-size", type=click.IntRange(1), default=100, show_default=True)
 @click.option(
     "--lr",
     type=float,
     default=1e-3,
-    help="Learning rate. [1e-3; realnvp, nsf, maf, iaf 5e-4; gan, ns-gan, kl-gan, cgan, f-gan 2e-4; "
-    "wgan-gp 1e-4; wgan 5e-5]",
+    help=f"Learning rate. [{run_default('lr', '0.001')}]",
 )
 @click.option("--schedule", type=click.Choice(SCHEDULES), default="constant", show_default=True)
 @click.option(
     "--clip-norm",
     type=float,
-    help="Scale gradients of a larger norm down to it. [no; glow, flowpp 50; other flows 5]",
+    help=f"Scale gradients of a larger norm down to it. [{run_default('clip_norm', 'no')}]",
 )
 @click.option(
     "--patience",
@@ -176,129 +113,7 @@ class _Sizes(click.ParamType):
     show_default=True,
     help="Stop after so many epochs without a new best validation figure; 0 never does.",
 )
-@click.option("--latent-dim", type=click.IntRange(1), help="Size of z. [32]")
-@click.option(
-    "--hidden-sizes",
-    type=_Sizes(),
-    help="Widths of the networks. [200,200; made 500; realnvp 100,100; maf, iaf, GANs 256,256]",
-)
-@click.option(
-    "--decoder-variance",
-    type=click.Choice(["unit", "shared", "full"]),
-    help="Of the Gaussian likelihood. [shared]",
-)
-@click.option(
-    "--fused-head",
-    is_flag=True,
-    default=None,
-    help="Do not store large decoder logits: less memory, the same numbers.",
-)
-@click.option(
-    "--num-samples", type=click.IntRange(1), help="iwae, gmvae: posterior samples K. [5; 1]"
-)
-@click.option(
-    "--estimator", type=click.Choice(ESTIMATORS), help="iwae, gmvae: gradients. [iwae; dreg]"
-)
-@click.option("--beta", type=click.FloatRange(0), help="beta-vae: weight of the divergence. [4]")
-@click.option(
-    "--num-components", type=click.IntRange(1), help="gmvae, gmm: of the mixture. [500; 20]"
-)
-@click.option(
-    "--learn-weights", is_flag=True, default=None, help="gmvae: learn the mixture's weights."
-)
-@click.option("--covariance", type=click.Choice(COVARIANCES), help="gmm. [diagonal]")
-@click.option(
-    "--fit",
-    type=click.Choice(FITS),
-    help="gmm: expectation-maximisation, an iteration an epoch, or gradient steps. [em]",
-)
-@click.option(
-    "--hidden-size",
-    type=click.IntRange(1),
-    help="nade, rnade, rnn, lstm, nsf. [500; 100; 256; 256; 256]",
-)
-@click.option(
-    "--num-mixtures",
-    type=click.IntRange(1),
-    help="rnade, flowpp: components a dimension; pixelcnn-pp: a pixel. [10; 8; 10]",
-)
-@click.option("--mixture", type=click.Choice(MIXTURES), help="rnade. [gaussian]")
-@click.option("--order", type=click.Choice(ORDERS), help="made: of the dimensions. [natural]")
-@click.option("--num-masks", type=click.IntRange(1), help="made: masks the weights share. [1]")
-@click.option("--width", type=click.IntRange(1), help="gpt: of the embeddings. [128]")
-@click.option(
-    "--num-layers",
-    type=click.IntRange(1),
-    help="rnn, lstm, gpt, flows, pixelcnn, gated-pixelcnn, pixelrnn. "
-    "[1; 1; 4; realnvp, nsf 10; maf, iaf 5; 8; 8; 4]",
-)
-@click.option("--num-heads", type=click.IntRange(1), help="gpt: attention heads. [4]")
-@click.option(
-    "--dropout",
-    type=click.FloatRange(0, 1, max_open=True),
-    help="rnn, lstm, gpt, nsf, pixel models but pixelrnn. [0; pixelcnn-pp 0.5]",
-)
-@click.option("--flow-kind", type=click.Choice(FLOW_KINDS), help="nsf. [coupling]")
-@click.option(
-    "--num-blocks",
-    type=click.IntRange(1),
-    help="nsf, realnvp, flowpp: residual blocks (nsf: or hidden layers); pixelcnn-pp: at a "
-    "resolution. [2]",
-)
-@click.option("--num-bins", type=click.IntRange(2), help="nsf: bins of a spline. [8]")
-@click.option(
-    "--tail-bound",
-    type=click.FloatRange(0, min_open=True),
-    help="nsf: standard deviations within which splines bend. [3]",
-)
-@click.option(
-    "--class-conditional",
-    is_flag=True,
-    default=None,
-    help="Pixel models: of images given their labels.",
-)
-@click.option(
-    "--recurrence", type=click.Choice(PIXEL_RNN_KINDS), help="pixelrnn: along what. [row]"
-)
-@click.option("--num-levels", type=click.IntRange(1), help="realnvp, glow: scales of images. [2]")
-@click.option("--num-steps", type=click.IntRange(1), help="glow: of each scale. [8]")
-@click.option(
-    "--dequantization",
-    type=click.Choice(DEQUANTIZATIONS),
-    help="realnvp, glow, flowpp, of images: noise on levels. [uniform; flowpp variational]",
-)
-@click.option(
-    "--reversible",
-    is_flag=True,
-    default=None,
-    help="realnvp, glow, flowpp, of images: memory does not grow with depth; slower by a third.",
-)
-@click.option(
-    "--architecture",
-    type=click.Choice([*ARCHITECTURES, "conv"]),
-    help="GANs: mlp, dcgan; realnvp: mlp, conv. [what fits the data and other options]",
-)
-@click.option(
-    "--channels",
-    type=click.IntRange(1),
-    help="Pixel models; realnvp, glow, flowpp: of hidden layers; GANs: of the first convolution. "
-    "[64; pixelcnn-pp, pixelrnn (units), realnvp, flowpp 32]",
-)
-@click.option(
-    "--num-critic-steps",
-    type=click.IntRange(1),
-    help="GANs: discriminator updates for each of the generator. [1; wgan, wgan-gp 5]",
-)
-@click.option(
-    "--average-decay",
-    type=click.FloatRange(0, 1, max_open=True),
-    help="GANs: of the moving average of the generator. [0.999]",
-)
-@click.option("--loss-kind", type=click.Choice(KINDS), help="cgan. [non_saturating]")
-@click.option("--clip", type=click.FloatRange(0, min_open=True), help="wgan: of weights. [0.01]")
-@click.option("--weight", type=click.FloatRange(0), help="wgan-gp: of the penalty. [10]")
-@click.option("--divergence", type=click.Choice(DIVERGENCES), help="f-gan. [jensen_shannon]")
-@click.option("--form", type=click.Choice(FORMS), help="f-gan: generator loss. [practical]")
+@model_options
 @click.option("--likelihood", type=click.Choice(LIKELIHOODS), help="Default: what fits the data.")
 @click.option(
     "--binarize",
@@ -332,7 +147,7 @@ class _Sizes(click.ParamType):
     "--eval-samples",
     type=click.IntRange(1),
     default=1000,
-    help="Importance samples for the test NLL. [1000; glow, flowpp 20]",
+    help=f"Importance samples for the test NLL. [{run_default('eval_samples', '1000')}]",
 )
 @click.option(
     "--compare-reference",

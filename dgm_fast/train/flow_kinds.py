@@ -11,6 +11,8 @@ from torch import nn
 from dgm_fast.data import Dataset
 from dgm_fast.models import IAF, MAF, NSF, RealNVP
 from dgm_fast.models._vector_flow import VectorFlow
+from dgm_fast.models.nsf import KINDS
+from dgm_fast.models.realnvp import OF_IMAGES, OF_VECTORS
 from dgm_fast.train.dequantize import (
     Dequantized,
     bound_figures,
@@ -18,7 +20,16 @@ from dgm_fast.train.dequantize import (
     sampled_figures,
 )
 from dgm_fast.train.image_flow_kinds import REAL_NVP, build_real_nvp, fits_images
+from dgm_fast.train.options import Option, declare
 from dgm_fast.train.registry import ModelKind, register
+
+declare(
+    Option("flow_kind", "Of the transforms.", str, choices=KINDS),
+    Option("num_bins", "Bins of a spline.", int, minimum=2),
+    Option(
+        "tail_bound", "Standard deviations within which splines bend.", float, minimum=0, above=True
+    ),
+)
 
 # Of Durkan et al. (2019), appendix B.1, whose steps are clipped too.
 _DEFAULTS = {"lr": 5e-4, "clip_norm": 5.0}
@@ -105,6 +116,7 @@ register(
         bound_figures,
         sampled_figures,
         defaults=_DEFAULTS,
+        stands_for={**OF_VECTORS, **OF_IMAGES, "dequantization": "uniform"},
     )
 )
 register(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm_fast.data import DataError, Dataset
+from dgm_fast.functional.adversarial import DIVERGENCES, FORMS, KINDS
 from dgm_fast.metrics import precision_recall, sliced_wasserstein_distance
 from dgm_fast.models import (
     FGAN,
@@ -22,10 +23,21 @@ from dgm_fast.models import (
 from dgm_fast.models._adversarial import AdversarialModel
 from dgm_fast.train.adversarial_step import AdversarialStep
 from dgm_fast.train.config import TrainConfig
+from dgm_fast.train.options import Option, declare
 from dgm_fast.train.registry import ModelKind, register
 
 # The figures of a comparison of samples with data.
 DISTANCES = ("sliced_wasserstein", "precision", "recall")
+
+declare(
+    Option("num_critic_steps", "Discriminator updates for each of the generator.", int, minimum=1),
+    Option("average_decay", "Of the generator's moving average.", float, minimum=0, below=1),
+    Option("loss_kind", "Of both networks.", str, choices=KINDS),
+    Option("clip", "Bound of the weights.", float, minimum=0, above=True),
+    Option("weight", "Of the penalty.", float, minimum=0),
+    Option("divergence", "Between data and samples.", str, choices=DIVERGENCES),
+    Option("form", "Of the generator's loss.", str, choices=FORMS),
+)
 
 _OPTIONS: dict[str, Any] = {
     "latent_dim": 64,
@@ -126,6 +138,7 @@ def _register(
             labelled=issubclass(model_class, ConditionalGAN),
             # The distance of one epoch to the next is noise: many epochs, and no early stop.
             defaults={"lr": lr, "epochs": 300, "patience": None},
+            stands_for={"num_critic_steps": model_class.num_critic_steps},
         )
     )
 

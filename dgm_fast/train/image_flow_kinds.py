@@ -12,9 +12,21 @@ from dgm_fast.data import DataError, Dataset
 from dgm_fast.models import Dequantized, Flow, FlowPP, Glow, RealNVP, VariationalDequantizer
 from dgm_fast.models._image_flow import check_image_shape
 from dgm_fast.train.dequantize import bound_figures, density_levels, sampled_figures
+from dgm_fast.train.options import Option, declare
 from dgm_fast.train.registry import ModelKind, register
 
 DEQUANTIZATIONS = ("uniform", "variational")
+
+declare(
+    Option("num_levels", "Scales of images.", int, minimum=1),
+    Option("num_steps", "Steps of each scale.", int, minimum=1),
+    Option("dequantization", "Of images: noise on levels.", str, choices=DEQUANTIZATIONS),
+    Option(
+        "reversible",
+        "Of images: memory does not grow with depth; slower by a third.",
+        bool,
+    ),
+)
 
 # A network of convolutions an importance sample: fewer samples than of other models.
 _DEFAULTS = {"lr": 1e-3, "clip_norm": 50.0, "eval_samples": 20}

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dgm_fast.data import Dataset
+from dgm_fast.functional.latent import ESTIMATORS
 from dgm_fast.models import GMVAE, IWAE, VAE, BetaVAE
+from dgm_fast.train.options import Option, declare
 from dgm_fast.train.registry import Figures, ModelKind, register
 
 
@@ -24,12 +26,32 @@ def data_marginals(dataset: Dataset) -> Tensor:
 
 _ELBO_SAMPLES = 10
 
+declare(
+    Option(
+        "decoder_variance",
+        "Of the Gaussian likelihood.",
+        str,
+        choices=("unit", "shared", "full"),
+    ),
+    Option(
+        "fused_head",
+        "Do not store large decoder logits: less memory, the same numbers.",
+        bool,
+    ),
+    Option("num_samples", "Posterior samples K.", int, minimum=1),
+    Option("estimator", "Gradients.", str, choices=ESTIMATORS),
+    Option("beta", "Weight of the divergence.", float, minimum=0),
+    Option("learn_weights", "Learn the mixture's weights.", bool),
+)
+
 _LATENT_OPTIONS: dict[str, Any] = {
     "latent_dim": 32,
     "hidden_sizes": (200, 200),
     "decoder_variance": None,
     "fused_head": False,
 }
+# Of real values; others have none.
+_STANDS_FOR = {"decoder_variance": "shared"}
 
 
 def _build_latent(model_class: type[VAE]) -> Callable[[Dataset, Mapping[str, Any]], nn.Module]:
@@ -70,6 +92,7 @@ register(
         _build_latent(VAE),
         lambda model, x: {"nll": -model.elbo(x)},
         _test_latent,
+        stands_for=_STANDS_FOR,
     )
 )
 register(
@@ -80,6 +103,7 @@ register(
         _build_latent(BetaVAE),
         _validate_beta_vae,
         _test_latent,
+        stands_for=_STANDS_FOR,
     )
 )
 register(
@@ -90,6 +114,7 @@ register(
         _build_latent(IWAE),
         lambda model, x: {"nll": -model.iwae_bound(x)},
         _test_latent,
+        stands_for=_STANDS_FOR,
     )
 )
 register(
@@ -106,5 +131,6 @@ register(
         _build_latent(GMVAE),
         lambda model, x: {"nll": -model.iwae_bound(x)},
         _test_latent,
+        stands_for=_STANDS_FOR,
     )
 )

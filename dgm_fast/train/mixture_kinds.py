@@ -10,14 +10,26 @@ from torch import Tensor, nn
 
 from dgm_fast.data import DataError, Dataset
 from dgm_fast.models import Dequantized, GaussianMixture
+from dgm_fast.models.gaussian_mixture import COVARIANCES
 from dgm_fast.train.dequantize import (
     bound_figures,
     density_levels,
     sampled_figures,
 )
+from dgm_fast.train.options import Option, declare
 from dgm_fast.train.registry import ModelKind, register
 
 FITS = ("em", "gradient")
+
+declare(
+    Option("covariance", "Of the components.", str, choices=COVARIANCES),
+    Option(
+        "fit",
+        "Expectation-maximisation, an iteration an epoch, or gradient steps.",
+        str,
+        choices=FITS,
+    ),
+)
 
 # Of real values, in their units squared.
 _MIN_VARIANCE = 1e-6

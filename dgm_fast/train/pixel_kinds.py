@@ -10,8 +10,15 @@ from torch import Tensor, nn
 from dgm_fast.data import DataError, Dataset
 from dgm_fast.models import GatedPixelCNN, PixelCNN, PixelCNNPP, PixelRNN
 from dgm_fast.models._pixel import PixelModel
+from dgm_fast.models.pixel_rnn import KINDS
 from dgm_fast.train.dequantize import check_binary
+from dgm_fast.train.options import Option, declare
 from dgm_fast.train.registry import Figures, ModelKind, register
+
+declare(
+    Option("class_conditional", "Of images given their labels.", bool),
+    Option("recurrence", "Along rows or along diagonals.", str, choices=KINDS),
+)
 
 
 def pixel_figures(model: PixelModel, x: Tensor | tuple[Tensor, Tensor], *_: Any) -> Figures:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dgm_fast.data import Dataset
 from dgm_fast.train.config import TrainConfig
+from dgm_fast.train.options import is_declared
 from dgm_fast.train.step import TrainStep
 
 Figures = dict[str, Tensor]
@@ -22,7 +23,8 @@ class ModelKind:
     Attributes:
         name: as the user types it.
         summary: one line for the help.
-        options: option name -> default, what ``build`` takes.
+        options: option name -> default, what ``build`` takes; names are declared in
+            :mod:`dgm_fast.train.options` or beside the kind.
         build: (data set, options) -> model with ``loss(x)``.
         validate: (model, x [B, D]) -> figures [B] in nats, lower is better; the first decides
             early stopping.
@@ -39,6 +41,7 @@ class ModelKind:
             and ``validate`` and ``test`` take such pairs, and ``loss`` the labels as ``context``.
         pictures: whether samples are written as pictures while the model trains.
         defaults: of the run's configuration (``lr``, ``epochs``, ``patience``), where the kind has its own.
+        stands_for: what a default of None in ``options`` comes to, for the help.
     """
 
     name: str
@@ -54,10 +57,13 @@ class ModelKind:
     labelled: bool = False
     pictures: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    stands_for: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.compare is None and (self.validate is None or self.test is None):
             raise ValueError(f"kind {self.name!r} needs validate and test, or compare")
+        if unknown := [name for name in self.options if not is_declared(name)]:
+            raise ValueError(f"kind {self.name!r} has undeclared options: {', '.join(unknown)}")
 
 
 _KINDS: dict[str, ModelKind] = {}
@@ -73,6 +79,11 @@ def get_kind(name: str) -> ModelKind:
     if name not in _KINDS:
         raise ValueError(f"model kind must be one of {kind_names()}, got {name!r}")
     return _KINDS[name]
+
+
+def kinds() -> tuple[ModelKind, ...]:
+    """All of them, in the order of their registration."""
+    return tuple(_KINDS.values())
 
 
 def kind_names() -> list[str]:

@@ -11,7 +11,13 @@ from dgm_fast.data import DataError, Dataset
 from dgm_fast.models import GPT, LSTMModel, RNNModel
 from dgm_fast.train.autoregressive_kinds import exact_figures
 from dgm_fast.train.dequantize import check_binary
+from dgm_fast.train.options import Option, declare
 from dgm_fast.train.registry import ModelKind, register
+
+declare(
+    Option("width", "Of the embeddings.", int, minimum=1),
+    Option("num_heads", "Attention heads.", int, minimum=1),
+)
 
 
 def _vocab_size(dataset: Dataset, kind: str) -> int:
