@@ -86,6 +86,17 @@ def test_a_wrong_or_absent_case_is_red() -> None:
     assert outcome.failures == ["latent: expected and not measured: elbo/medium/float32"]
 
 
+def test_a_wrong_rival_is_noted_and_does_not_count() -> None:
+    result = measured(3.0)
+    del result["records"][0]["modes"]["both"]["compile"]
+    result["records"][0]["wrong"] = {"compile": "value is off by 7.00e-01"}
+    outcome = gate.check(result, expecting(3.0))
+    assert outcome.ok and outcome.findings[0].measured == pytest.approx(6.0)
+    assert outcome.notes == [
+        "elbo/medium/float32: without compile, which is wrong: value is off by 7.00e-01"
+    ]
+
+
 def test_a_new_case_is_noted() -> None:
     result = measured(3.0)
     result["records"].append({**copy.deepcopy(result["records"][0]), "case": "new/small/float32"})

@@ -185,6 +185,26 @@ def test_plain_text_shows_losses_and_notes() -> None:
         assert header.index(title) + len(title) == row.index(cell) + len(cell)
 
 
+def test_a_wrong_rival_is_marked_and_does_not_count() -> None:
+    result = make_result()
+    (record,) = result["records"]
+    for by_variant in record["modes"].values():
+        by_variant.pop("peer", None)
+        del by_variant["compile"]
+    record["wrong"] = {"compile": "value is off by 7.00e-01", "zuko": "grad.x is off by 2.00e-02"}
+    _, both = table.rows(result)
+    assert both.speed_up == pytest.approx(4.0), "over eager alone"
+    assert table.cells(both)[3:7] == ("4.000", "wrong", "wrong", "1.000")
+    note = "elbo/medium/float32: compile is wrong and does not count: value is off by 7.00e-01"
+    section = readme.section(result, "r.json")
+    for text in (table.plain_text(result), section):
+        assert note in text and "zuko is wrong" in text
+    assert "| 4.000 | wrong | 1.000 | 4.00x |" in section
+    # Of several peers the right ones are shown.
+    record["modes"]["both"]["nflows"] = variant(3.0)
+    assert table.cells(table.rows(result)[1])[5] == "3.000"
+
+
 def test_launch_is_told_apart_from_the_kernel() -> None:
     result = make_result()
     assert table.launches(result) == []

@@ -112,10 +112,65 @@ def test_no_figure_on_red(ours: Callable[..., Tensor], complaint: str) -> None:
     assert any(complaint in failure for failure in record["failures"]), record["failures"]
 
 
-def test_no_figure_when_a_rival_computes_something_else() -> None:
-    record = run_case(make_case(peers={"other": lambda x: cube(x) * 1.1}), OPTIONS)
+def slightly_off_in_double(x: Tensor) -> Tensor:
+    return cube(x) * 1.0001
+
+
+def wrong_in_single(x: Tensor) -> Tensor:
+    return cube(x) * (1.1 if x.dtype == torch.float32 else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("rival", "complaint"),
+    [
+        (lambda x: cube(x) * 1.1, "is off by 1.00e-01, limit 1.00e-03"),
+        # Within what float32 may do to a formula, but not in float64.
+        (slightly_off_in_double, "is off by 1.00e-04, limit 1.00e-06, in float64"),
+        # As a compiler's mistake: the formula is right, what runs is not.
+        (wrong_in_single, "is off by 1.00e-01, limit 1.00e-03"),
+        (_HalfGradient.apply, "grad.x is off by 5.00e-01, limit 1.00e-03"),
+        (not_finite, "is off by inf, limit 1.00e-03"),
+    ],
+)
+def test_a_rival_that_computes_something_else_loses_its_column(
+    rival: Callable[..., Tensor], complaint: str
+) -> None:
+    case = make_case(peers={"other": lambda x: rival(x), "right": lambda x: cube(x) + 0.0})
+    record = run_case(case, OPTIONS)
+    assert record["status"] == "ok" and record["failures"] == []
+    assert record["wrong"].keys() == {"other"} and "other" in record["errors"]
+    assert complaint in record["wrong"]["other"]
+    for by_variant in (*record["modes"].values(), record["memory"]):
+        assert set(by_variant) == {"eager", "right", "ours"}
+
+
+def test_a_rival_may_round_as_the_eager_form_does() -> None:
+    # Both are far off in float32, the rival further than 1e-3, and exact in float64.
+    def rounded(factor: float) -> Callable[[Tensor], Tensor]:
+        return lambda x: cube(x) * (1 + factor) if x.dtype == torch.float32 else cube(x)
+
+    case = make_case(eager=rounded(2e-3), peers={"as far": rounded(5e-3), "further": rounded(7e-3)})
+    record = run_case(case, OPTIONS)
+    assert record["status"] == "ok" and record["wrong"].keys() == {"further"}
+
+
+def test_no_figure_when_the_eager_form_is_no_measure() -> None:
+    bad = make_case(eager=lambda x: cube(x) * (1.1 if x.dtype == torch.float32 else 1.0))
+    record = run_case(bad, OPTIONS)
     assert record["status"] == "failed"
-    assert any(failure.startswith("other: value") for failure in record["failures"])
+    assert record["failures"][0].startswith("eager: ")
+
+
+def test_a_rival_without_float64_is_judged_in_its_own_dtype() -> None:
+    def single(x: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            raise TypeError("float32 only")
+        return cube(x)
+
+    record = run_case(make_case(peers={"single": single}), OPTIONS)
+    assert record["status"] == "ok" and record["wrong"] == {}
+    assert record["unavailable"] == {"single in float64": "TypeError: float32 only"}
+    assert "single" in record["modes"]["both"]
 
 
 def test_a_rival_that_does_not_run_is_left_out_with_its_reason() -> None:

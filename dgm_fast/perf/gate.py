@@ -111,6 +111,10 @@ def check(
     findings, notes, failures = [], [], []
     for record in result["records"]:
         failures += [f"{record['case']}: no figure: {f}" for f in record.get("failures", [])]
+        notes += [
+            f"{record['case']}: without {rival}, which is wrong: {error}"
+            for rival, error in record.get("wrong", {}).items()
+        ]
     for family, cases in expected["families"].items():
         here = measured.get(family, {})
         common = [case for case in cases if case in here]

@@ -58,8 +58,8 @@ class Options:
 def run_case(case: Case, options: Options, functions: dict[str, Function] | None = None) -> Record:
     """The record of one case. ``functions`` replaces the variants (for tests of the runner).
 
-    A variant that is wrong, or that raises where it must not, makes the record "failed", without
-    times.
+    Ours or eager wrong, or raising where it must not, makes the record "failed", without times. Another
+    rival that is wrong is named under "wrong" and has no times of its own.
     """
     record: Record = {
         "case": case.name,
@@ -92,10 +92,11 @@ def _fill(
         for name, errors in verdict.errors.items()
     }
     record["unavailable"] = verdict.unavailable
+    record["wrong"] = verdict.wrong
     record["failures"] = verdict.failures
     if not verdict.ok:
         return
-    functions = {name: f for name, f in functions.items() if name in verdict.errors}
+    functions = {name: functions[name] for name in verdict.right()}
     record["bytes"] = {mode: problem.cost.of(mode)[0] for mode in ("forward", "backward", "both")}
     record["flops"] = {mode: problem.cost.of(mode)[1] for mode in ("forward", "backward", "both")}
     record["copies"] = len(problem.copies)

@@ -46,13 +46,15 @@ class Row:
     peer_ms: float | None
     ours_ms: float
     ours_iqr_ms: float
-    # Over the fastest of all rivals, peers included.
+    # Over the fastest of all rivals, peers included; those that compute something else do not count.
     speed_up: float
     gb_s: float | None
     tflop_s: float | None
     roof_share: float | None
     peak_bytes: dict[str, int]
     saved_bytes: int | None
+    # COMPILE or "peer", where such a rival has no time because it computes something else.
+    wrong: frozenset[str] = frozenset()
 
 
 def rows(result: dict[str, Any], modes: tuple[str, ...] | None = None) -> list[Row]:
@@ -112,6 +114,7 @@ def _row(
         roof_share=ceiling.share(roof, threads, num_bytes, flops, seconds) if num_bytes else None,
         peak_bytes={name: entry["peak_bytes"] for name, entry in memory.items()},
         saved_bytes=memory.get(OURS, {}).get("saved_bytes"),
+        wrong=frozenset(COMPILE if name == COMPILE else "peer" for name in record.get("wrong", {})),
     )
 
 
@@ -123,8 +126,8 @@ def cells(row: Row) -> tuple[str, ...]:
         "x".join(map(str, row.shape)),
         MODE_NAMES[row.mode],
         _ms(row.eager_ms),
-        _ms(row.compile_ms),
-        _ms(row.peer_ms),
+        _ms(row.compile_ms) or ("wrong" if COMPILE in row.wrong else ""),
+        _ms(row.peer_ms) or ("wrong" if "peer" in row.wrong else ""),
         _ms(row.ours_ms),
         _ms(row.ours_iqr_ms),
         f"{row.speed_up:.2f}x",
@@ -160,6 +163,10 @@ def problems(result: dict[str, Any]) -> list[str]:
         notes += [
             f"{record['case']}: {name} not measured: {reason}"
             for name, reason in record.get("unavailable", {}).items()
+        ]
+        notes += [
+            f"{record['case']}: {name} is wrong and does not count: {reason}"
+            for name, reason in record.get("wrong", {}).items()
         ]
     return notes
 

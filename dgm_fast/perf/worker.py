@@ -108,7 +108,7 @@ class Session:
         return verdict.failures
 
     def _prepare_step(self, step: StepCase) -> list[str]:
-        record: dict[str, Any] = {"failures": [], "unavailable": {}, "errors": {}}
+        record: dict[str, Any] = {"failures": [], "unavailable": {}, "wrong": {}, "errors": {}}
         steps = checked_steps(step, self.options, [EAGER, OURS], record)
         if not record["failures"]:
             self.tasks["step"] = timing.device_task("step", steps[OURS], self.options.device)

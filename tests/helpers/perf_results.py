@@ -46,6 +46,7 @@ def make_result(**facts: Any) -> dict[str, Any]:
         "status": "ok",
         "failures": [],
         "unavailable": {},
+        "wrong": {},
         "bytes": {"forward": 10**6, "backward": 10**6, "both": 2 * 10**6},
         "flops": {"forward": 0, "backward": 0, "both": 0},
         "memory": {
