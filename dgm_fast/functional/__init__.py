@@ -35,6 +35,7 @@ from dgm_fast.functional.latent import (
     log_mean_exp,
     reparameterize,
 )
+from dgm_fast.functional.layer import conv2d, linear
 from dgm_fast.functional.likelihood import (
     bernoulli_log_prob,
     categorical_log_prob,
@@ -89,6 +90,7 @@ __all__ = [
     "bernoulli_log_prob",
     "bias_leaky_relu",
     "categorical_log_prob",
+    "conv2d",
     "critic_loss",
     "diagonal_lstm",
     "discretized_logistic_mixture_log_prob",
@@ -109,6 +111,7 @@ __all__ = [
     "invertible_linear",
     "iwae_bound",
     "leaky_relu",
+    "linear",
     "linear_bernoulli_log_prob",
     "linear_categorical_log_prob",
     "log_mean_exp",

@@ -19,6 +19,7 @@ from dgm_fast import ops, reference
 from dgm_fast.functional import _critic_chain as chain
 from dgm_fast.functional._checks import check_floating
 from dgm_fast.functional.activation import leaky_relu
+from dgm_fast.functional.layer import conv2d, linear
 from dgm_fast.reference.adversarial import Term
 
 Critic = Callable[..., Tensor]
@@ -131,7 +132,7 @@ def penalty_at(critic: Critic, x: Tensor, penalty: Penalty, method: str) -> Tens
 def exact_gradient(critic: Critic, x: Tensor, penalty: Penalty) -> tuple[Tensor, Tensor]:
     """The gradients at ``x``, differentiable in the parameters, and the critic's outputs there."""
     differentiable = torch.is_grad_enabled()
-    with torch.enable_grad(), no_second_derivatives():
+    with torch.enable_grad(), lean_derivatives():
         x = x.detach().requires_grad_()
         out = call_critic(critic, x, penalty.labels)
         # Samples do not mix: the gradient of the sum holds each sample's own.
@@ -146,8 +147,9 @@ def exact_gradient(critic: Critic, x: Tensor, penalty: Penalty) -> tuple[Tensor,
     return gradient, out
 
 
-class _ConstantMasks(TorchFunctionMode):
-    """Calls of leaky ReLU and ReLU go to the ones without a second derivative; in-place calls stay."""
+class _Lean(TorchFunctionMode):
+    """Calls of leaky ReLU and ReLU go to the ones without a second derivative (in-place calls stay), linear
+    layers and convolutions to those whose second derivatives form only what is wanted."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -163,17 +165,24 @@ class _ConstantMasks(TorchFunctionMode):
             and not kwargs.get("inplace")
         ):
             return leaky_relu(args[0], 0.0)
+        elif args and function in _LAYERS:
+            return _LAYERS[function](*args, **kwargs)
         return function(*args, **kwargs)
 
 
+_LAYERS: dict[Any, Callable[..., Tensor]] = {
+    nn_functional.linear: linear,
+    nn_functional.conv2d: conv2d,
+}
+
+
 @contextmanager
-def no_second_derivatives() -> Iterator[None]:
-    """Piecewise-linear activations inside have constant masks, so that double backward does no
-    zero work."""
+def lean_derivatives() -> Iterator[None]:
+    """Double backward of what is called inside does no zero work and forms no unwanted gradient."""
     if torch.compiler.is_compiling():
         yield
         return
-    with _ConstantMasks():
+    with _Lean():
         yield
 
 

@@ -84,7 +84,7 @@ def critic_loss(
         return methods.explicit(critic, real, fake, eps, terms, penalty, options)
     if chosen == "exact" and penalty in ("r1", "r2"):
         return _shared_forward(critic, real, fake, kind, penalty, options)
-    with methods.no_second_derivatives():
+    with methods.lean_derivatives():
         real_logits = methods.call_critic(critic, real, labels)
         fake_logits = methods.call_critic(critic, fake, labels)
     loss = discriminator_loss(real_logits, fake_logits, kind)
@@ -128,7 +128,7 @@ def _shared_forward(
     """R1 or R2 by double backward through the outputs that the loss uses."""
     at, other = (real, fake) if penalty == "r1" else (fake, real)
     gradient, logits = methods.exact_gradient(critic, at, options)
-    with methods.no_second_derivatives():
+    with methods.lean_derivatives():
         rest = methods.call_critic(critic, other, options.labels)
     outs = (logits, rest) if penalty == "r1" else (rest, logits)
     return discriminator_loss(*outs, kind) + options.of(gradient)

@@ -42,6 +42,7 @@ from dgm_fast.ops.autoregressive import (
     ELEMENT_MAPS,
     autoregressive_inverse,
 )
+from dgm_fast.ops.bilinear_layer import layer
 from dgm_fast.ops.coupling import SCALES, actnorm, affine_coupling
 from dgm_fast.ops.critic_step import critic_step
 from dgm_fast.ops.latent import elbo, gaussian_kl, iwae_bound, log_mean_exp, reparameterize
@@ -126,6 +127,7 @@ __all__ = [
     "get_backend",
     "interpolate",
     "iwae_bound",
+    "layer",
     "leaky_relu",
     "linear_bernoulli_log_prob",
     "linear_categorical_log_prob",

@@ -1,0 +1,268 @@
+// Linear and convolutional layers as bilinear maps of input and weight: three ops, each the derivative of the other two,
+// so that a derivative of any order forms what is asked for and nothing else.
+//
+// The library's second derivative of a convolution forms the gradients of all three arguments whichever are wanted, that
+// of the weight as a convolution of the batch with itself, at half the rate of its own kernel for it. Its linear layers
+// form a weight's gradient as a transposed view in fresh memory, which autograd cannot add to in place.
+
+#include "layout.h"
+
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/mm.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+namespace dgm_fast {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using OptionalTensor = std::optional<Tensor>;
+
+// `geometry` of a convolution: stride, padding, dilation (two each), groups. A linear layer has none.
+constexpr size_t kGeometry = 7;
+
+struct Geometry {
+  at::IntArrayRef stride, padding, dilation;
+  int64_t groups;
+
+  explicit Geometry(at::IntArrayRef numbers)
+      : stride(numbers.slice(0, 2)),
+        padding(numbers.slice(2, 2)),
+        dilation(numbers.slice(4, 2)),
+        groups(numbers[6]) {}
+};
+
+std::tuple<Tensor, Tensor, Tensor> convolution_gradient(
+    const Tensor& signal,
+    const Tensor& x,
+    const Tensor& weight,
+    at::IntArrayRef geometry,
+    std::array<bool, 3> wanted) {
+  const Geometry g(geometry);
+  return at::convolution_backward(
+      signal,
+      x,
+      weight,
+      std::nullopt,
+      g.stride,
+      g.padding,
+      g.dilation,
+      false,
+      {0, 0},
+      g.groups,
+      wanted);
+}
+
+Tensor layer(
+    const Tensor& x, const Tensor& weight, const OptionalTensor& bias, at::IntArrayRef geometry) {
+  if (geometry.empty()) {
+    return bias.has_value() ? at::addmm(*bias, x, weight.t()) : at::mm(x, weight.t());
+  }
+  TORCH_CHECK(geometry.size() == kGeometry, "geometry has ", geometry.size(), " numbers");
+  const Geometry g(geometry);
+  return at::convolution(
+      x, weight, bias, g.stride, g.padding, g.dilation, false, {0, 0}, g.groups);
+}
+
+Tensor layer_input_gradient(
+    const Tensor& signal, const Tensor& weight, const Tensor& x, at::IntArrayRef geometry) {
+  if (geometry.empty()) {
+    return at::mm(signal, weight);
+  }
+  return std::get<0>(convolution_gradient(signal, x, weight, geometry, {true, false, false}));
+}
+
+Tensor layer_weight_gradient(
+    const Tensor& signal, const Tensor& x, const Tensor& weight, at::IntArrayRef geometry) {
+  if (geometry.empty()) {
+    Tensor out = empty_output(weight.sizes(), signal.scalar_type());
+    at::mm_out(out, signal.t(), x);
+    return out;
+  }
+  return std::get<1>(convolution_gradient(signal, x, weight, geometry, {false, true, false}));
+}
+
+// Calls of the ops through the dispatcher: differentiable where the caller is. Of an argument that gives its shape alone
+// they take a detached view: an edge to it would carry zeros through what made it.
+Tensor call_layer(
+    const Tensor& x, const Tensor& weight, const OptionalTensor& bias, at::IntArrayRef geometry) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("dgm_fast::layer", "")
+                             .typed<decltype(layer)>();
+  return op.call(x, weight, bias, geometry);
+}
+
+Tensor call_input_gradient(
+    const Tensor& signal, const Tensor& weight, const Tensor& x, at::IntArrayRef geometry) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("dgm_fast::layer_input_gradient", "")
+                             .typed<decltype(layer_input_gradient)>();
+  return op.call(signal, weight, x, geometry);
+}
+
+Tensor call_weight_gradient(
+    const Tensor& signal, const Tensor& x, const Tensor& weight, at::IntArrayRef geometry) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("dgm_fast::layer_weight_gradient", "")
+                             .typed<decltype(layer_weight_gradient)>();
+  return op.call(signal, x, weight, geometry);
+}
+
+std::vector<int64_t> saved_geometry(AutogradContext* ctx) {
+  return ctx->saved_data["geometry"].toIntVector();
+}
+
+struct LayerFunction : torch::autograd::Function<LayerFunction> {
+  static Tensor forward(
+      AutogradContext* ctx,
+      const Tensor& x,
+      const Tensor& weight,
+      const OptionalTensor& bias,
+      at::IntArrayRef geometry) {
+    ctx->set_materialize_grads(false);
+    ctx->save_for_backward({x, weight});
+    ctx->saved_data["geometry"] = geometry.vec();
+    ctx->saved_data["has_bias"] = bias.has_value();
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return call_layer(x, weight, bias, geometry);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto geometry = saved_geometry(ctx);
+    const Tensor& grad = grads[0];
+    variable_list result(4);
+    if (!grad.defined()) {
+      return result;
+    }
+    if (ctx->needs_input_grad(0)) {
+      result[0] = call_input_gradient(grad, saved[1], saved[0].detach(), geometry);
+    }
+    if (ctx->needs_input_grad(1)) {
+      result[1] = call_weight_gradient(grad, saved[0], saved[1].detach(), geometry);
+    }
+    // An absent bias has no edge to ask about.
+    if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)) {
+      result[2] = grad.dim() == 4 ? grad.sum(at::IntArrayRef{0, 2, 3}) : grad.sum(0);
+    }
+    return result;
+  }
+};
+
+struct InputGradientFunction : torch::autograd::Function<InputGradientFunction> {
+  static Tensor forward(
+      AutogradContext* ctx,
+      const Tensor& signal,
+      const Tensor& weight,
+      const Tensor& x,
+      at::IntArrayRef geometry) {
+    ctx->set_materialize_grads(false);
+    ctx->save_for_backward({signal, weight});
+    ctx->saved_data["geometry"] = geometry.vec();
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return call_input_gradient(signal, weight, x, geometry);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto geometry = saved_geometry(ctx);
+    const Tensor& grad = grads[0];
+    variable_list result(4);
+    if (!grad.defined()) {
+      return result;
+    }
+    if (ctx->needs_input_grad(0)) {
+      result[0] = call_layer(grad, saved[1], std::nullopt, geometry);
+    }
+    if (ctx->needs_input_grad(1)) {
+      result[1] = call_weight_gradient(saved[0], grad, saved[1].detach(), geometry);
+    }
+    return result;
+  }
+};
+
+struct WeightGradientFunction : torch::autograd::Function<WeightGradientFunction> {
+  static Tensor forward(
+      AutogradContext* ctx,
+      const Tensor& signal,
+      const Tensor& x,
+      const Tensor& weight,
+      at::IntArrayRef geometry) {
+    ctx->set_materialize_grads(false);
+    ctx->save_for_backward({signal, x});
+    ctx->saved_data["geometry"] = geometry.vec();
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return call_weight_gradient(signal, x, weight, geometry);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto geometry = saved_geometry(ctx);
+    const Tensor& grad = grads[0];
+    variable_list result(4);
+    if (!grad.defined()) {
+      return result;
+    }
+    if (ctx->needs_input_grad(0)) {
+      result[0] = call_layer(saved[1], grad, std::nullopt, geometry);
+    }
+    if (ctx->needs_input_grad(1)) {
+      result[1] = call_input_gradient(saved[0], grad, saved[1].detach(), geometry);
+    }
+    return result;
+  }
+};
+
+template <typename Function, typename... Args>
+Tensor with_autograd(Args... args) {
+  return Function::apply(std::forward<Args>(args)...);
+}
+
+} // namespace
+} // namespace dgm_fast
+
+TORCH_LIBRARY_FRAGMENT(dgm_fast, m) {
+  m.def("layer(Tensor x, Tensor weight, Tensor? bias, int[] geometry) -> Tensor");
+  m.def(
+      "layer_input_gradient(Tensor signal, Tensor weight, Tensor x, int[] geometry) -> Tensor");
+  m.def(
+      "layer_weight_gradient(Tensor signal, Tensor x, Tensor weight, int[] geometry) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(dgm_fast, CPU, m) {
+  m.impl("layer", &dgm_fast::layer);
+  m.impl("layer_input_gradient", &dgm_fast::layer_input_gradient);
+  m.impl("layer_weight_gradient", &dgm_fast::layer_weight_gradient);
+}
+
+TORCH_LIBRARY_IMPL(dgm_fast, Autograd, m) {
+  using dgm_fast::OptionalTensor;
+  m.impl(
+      "layer",
+      &dgm_fast::with_autograd<
+          dgm_fast::LayerFunction,
+          const at::Tensor&,
+          const at::Tensor&,
+          const OptionalTensor&,
+          at::IntArrayRef>);
+  m.impl(
+      "layer_input_gradient",
+      &dgm_fast::with_autograd<
+          dgm_fast::InputGradientFunction,
+          const at::Tensor&,
+          const at::Tensor&,
+          const at::Tensor&,
+          at::IntArrayRef>);
+  m.impl(
+      "layer_weight_gradient",
+      &dgm_fast::with_autograd<
+          dgm_fast::WeightGradientFunction,
+          const at::Tensor&,
+          const at::Tensor&,
+          const at::Tensor&,
+          at::IntArrayRef>);
+}
