@@ -5,6 +5,7 @@
 // of the weight as a convolution of the batch with itself, at half the rate of its own kernel for it. Its linear layers
 // form a weight's gradient as a transposed view in fresh memory, which autograd cannot add to in place.
 
+#include "few_channels.h"
 #include "layout.h"
 
 #include <ATen/ops/addmm.h>
@@ -47,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_gradient(
       signal,
       x,
       weight,
-      std::nullopt,
+      wanted[2] ? at::OptionalIntArrayRef(weight.sizes().slice(0, 1)) : std::nullopt,
       g.stride,
       g.padding,
       g.dilation,
@@ -72,6 +73,11 @@ Tensor layer_input_gradient(
     const Tensor& signal, const Tensor& weight, const Tensor& x, at::IntArrayRef geometry) {
   if (geometry.empty()) {
     return at::mm(signal, weight);
+  }
+  const Geometry g(geometry);
+  if (has_few_channels(weight, g.groups)) {
+    return input_gradient_by_columns(
+        signal, weight, x.sizes().slice(2), g.stride, g.padding, g.dilation);
   }
   return std::get<0>(convolution_gradient(signal, x, weight, geometry, {true, false, false}));
 }
@@ -139,14 +145,27 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
     if (!grad.defined()) {
       return result;
     }
-    if (ctx->needs_input_grad(0)) {
+    // An absent bias has no edge to ask about.
+    const bool of_bias = ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2);
+    const bool of_input = ctx->needs_input_grad(0);
+    if (!geometry.empty() && !at::GradMode::is_enabled() &&
+        !(of_input && has_few_channels(saved[1], Geometry(geometry).groups))) {
+      // All in one call of the library's.
+      std::tie(result[0], result[1], result[2]) = convolution_gradient(
+          grad,
+          saved[0],
+          saved[1],
+          geometry,
+          {of_input, ctx->needs_input_grad(1), of_bias});
+      return result;
+    }
+    if (of_input) {
       result[0] = call_input_gradient(grad, saved[1], saved[0].detach(), geometry);
     }
     if (ctx->needs_input_grad(1)) {
       result[1] = call_weight_gradient(grad, saved[0], saved[1].detach(), geometry);
     }
-    // An absent bias has no edge to ask about.
-    if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)) {
+    if (of_bias) {
       result[2] = grad.dim() == 4 ? grad.sum(at::IntArrayRef{0, 2, 3}) : grad.sum(0);
     }
     return result;

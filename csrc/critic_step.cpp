@@ -14,6 +14,7 @@
 // errors where the signals themselves cancel.
 
 #include "cpu/adversarial_table.h"
+#include "few_channels.h"
 #include "kernels.h"
 #include "layout.h"
 
@@ -95,6 +96,10 @@ struct Layer {
   Tensor transpose(const Tensor& signal, const Tensor& x) const {
     if (!conv) {
       return at::mm(signal, weight);
+    }
+    if (has_few_channels(weight, groups)) {
+      return channels_last(input_gradient_by_columns(
+          signal, weight, x.sizes().slice(2), stride, padding, dilation));
     }
     return channels_last(std::get<0>(backward(signal, x, {true, false, false})));
   }

@@ -394,6 +394,29 @@ def test_accelerate_swaps_activations_in_place() -> None:
         torch.testing.assert_close(ours[key], want)
 
 
+def test_accelerate_swaps_convolutions_in_place() -> None:
+    plain = make("conv", torch.float64)
+    fast = copy.deepcopy(plain)
+    replaced = {r.name: r.after for r in dgm_fast.accelerate(fast).replaced}
+    convolutions = {n for n, m in plain.named_modules() if isinstance(m, nn.Conv2d)}
+    assert {n for n, after in replaced.items() if after == "dgm_fast.nn.Conv2d"} == convolutions
+    assert fast.state_dict().keys() == plain.state_dict().keys()
+    assert all(type(fast.get_submodule(n)).forward is nn.Conv2d.forward for n in convolutions)
+    inputs = samples("conv", torch.float64)
+    assert F.explain_gradient_penalty(fast, inputs["real"])[0] == "explicit"
+    assert torch.equal(fast(inputs["real"]), plain(inputs["real"]))
+    # Someone's own penalty, by plain double backward.
+    ours = gradients(fast, plain_penalty(fast, inputs, "gp"))
+    for key, want in gradients(plain, plain_penalty(plain, inputs, "gp")).items():
+        torch.testing.assert_close(ours[key], want, rtol=1e-10, atol=1e-10)
+    called = []
+    fast.get_submodule(min(convolutions)).register_forward_hook(lambda *_: called.append(1))
+    fast(inputs["real"])
+    assert called
+    report = dgm_fast.accelerate(nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"))
+    assert report.kept[0].reason == "it pads by 'reflect'"
+
+
 def test_lazy_penalty() -> None:
     inputs, critic = samples("mlp"), make("mlp")
     lazy = dgm_fast.nn.LazyPenalty(3, F.r1_penalty)

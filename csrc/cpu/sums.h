@@ -30,11 +30,12 @@ inline double blocked_sum(int64_t size, F&& part, int64_t block = kSumBlock) {
   return sum;
 }
 
-// The element-wise sum of rows of `size` entries: each is added into data(), followed by next().
+// The element-wise sum of rows of `size` entries: each is added into data(), followed by next(). Where terms of both
+// signs nearly cancel, a smaller block keeps the rounding of the sums on the way small.
 template <typename A>
 class RowSums {
  public:
-  explicit RowSums(int64_t size) : recent_(size) {}
+  explicit RowSums(int64_t size, int64_t block = kRowBlock) : recent_(size), block_(block) {}
 
   A* data() {
     return recent_.data();
@@ -48,7 +49,7 @@ class RowSums {
   }
 
   void next() {
-    if (++count_ == kRowBlock) {
+    if (++count_ == block_) {
       fold();
     }
   }
@@ -74,6 +75,7 @@ class RowSums {
 
   std::vector<A> recent_;
   std::vector<double> total_;
+  int64_t block_;
   int64_t count_ = 0;
   bool folded_ = false;
 };

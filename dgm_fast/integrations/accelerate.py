@@ -57,7 +57,9 @@ def accelerate(module: nn.Module) -> AccelerationReport:
     """Give a model built with other parts the fused ops of this library, in place.
 
     Every submodule that a rule knows is changed; parameters, hooks, names and results stay the same.
-    Functions called inside a ``forward`` (``F.leaky_relu``) cannot be seen.
+    Functions called inside a ``forward`` (``F.leaky_relu``) cannot be seen. Of plain PyTorch it knows
+    LeakyReLU and ReLU, which get no second derivative to push through the network, and Conv2d, whose
+    second derivative forms only the gradients that are wanted.
 
     Args:
         module: the model. Modified.
