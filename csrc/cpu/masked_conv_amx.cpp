@@ -345,6 +345,9 @@ class TileSums<float> {
     }
     uint32_t largest = 0;
     for (int64_t parity = 0; parity < 2; ++parity) {
+      if (!reads_parity(x, parity)) {
+        continue;
+      }
       for (int64_t block = 0; block < x.blocks(); ++block) {
         const uint32_t bits = split_pairs(
             x.block(block) + parity * kWide,
@@ -360,6 +363,20 @@ class TileSums<float> {
     return splits(largest);
   }
 
+  // The pixel of x that a tap reads for the share's first one.
+  int64_t first_pixel(const Region<float>& x, int64_t tap) const {
+    return x.before() + (live_.top + live_.rows[tap]) * x.pitch() + live_.columns[tap];
+  }
+
+  bool reads_parity(const Region<float>& x, int64_t parity) const {
+    for (int64_t tap = 0; tap < live_.taps(); ++tap) {
+      if (first_pixel(x, tap) % 2 == parity) {
+        return true;
+      }
+    }
+    return false;
+  }
+
   void add_pixels(const Region<float>& x, int64_t o, int64_t c, int64_t pixel, int64_t steps) {
     alignas(64) float product[kWide * kWide];
     static constexpr std::array<int64_t, kMostPixels / kStepDepth> kOffsets = {
@@ -369,7 +386,7 @@ class TileSums<float> {
     const auto multiply = find_tile_product(tile_rows, tile_columns);
     const SplitRows grad{grad_.data() + o * grad_stride_ + pixel, grad_stride_, grad_part_};
     for (int64_t tap = 0; tap < live_.taps(); ++tap) {
-      const int64_t from = x.before() + (live_.top + live_.rows[tap]) * x.pitch() + live_.columns[tap] + pixel;
+      const int64_t from = first_pixel(x, tap) + pixel;
       const SplitPairs pairs{
           x_.data() + from % 2 * kParts * x_part_ + c / kTileSide * x_tile_ + from / 2 * kStepDepth,
           x_tile_,
