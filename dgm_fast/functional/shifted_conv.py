@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor
 
 from dgm_fast import ops, reference
@@ -54,5 +56,15 @@ def shifted_conv2d(
         raise TypeError(f"first must be two ints, got {first!r}")
     x, weight, bias = cast_as_linear(x, weight, bias)
     if ops.use_kernel(x, "shifted_conv"):
-        return ops.shifted_conv2d(x, weight, bias, *first)
+        chosen = ops.strategy(
+            "shifted_conv2d",
+            {
+                "kernel": lambda x, weight, bias: ops.shifted_conv2d(x, weight, bias, *first),
+                "library": functools.partial(reference.shifted_conv2d, first=first),
+            },
+            "kernel",
+            (x, weight, bias),
+            first,
+        )
+        return chosen(x, weight, bias)
     return reference.shifted_conv2d(x, weight, bias, first=first)

@@ -29,6 +29,7 @@ from dgm_fast.ops._registry import (
     differentiable_outputs,
     saved_outputs,
 )
+from dgm_fast.ops._tuning import Tuning, clear_tuning, load_tuning, strategy
 from dgm_fast.ops.adversarial import (
     adversarial_loss,
     bias_leaky_relu,
@@ -99,6 +100,7 @@ __all__ = [
     "STANDALONE",
     "WITHOUT_TRITON",
     "OpSpec",
+    "Tuning",
     "active_isa",
     "active_library",
     "actnorm",
@@ -111,6 +113,7 @@ __all__ = [
     "built_isas",
     "categorical_log_prob",
     "check_values",
+    "clear_tuning",
     "critic_step",
     "diagonal_lstm",
     "differentiable_arguments",
@@ -131,6 +134,7 @@ __all__ = [
     "leaky_relu",
     "linear_bernoulli_log_prob",
     "linear_categorical_log_prob",
+    "load_tuning",
     "log_mean_exp",
     "logistic_mixture_cdf",
     "machine_isa",
@@ -153,6 +157,7 @@ __all__ = [
     "runnable_isas",
     "saved_outputs",
     "shifted_conv2d",
+    "strategy",
     "term_code",
     "use_isa",
     "use_kernel",

@@ -49,6 +49,7 @@ from dgm_fast.reference.nade import (
 )
 from dgm_fast.reference.pixel import (
     conv_mask,
+    cropped_conv2d,
     gated_activation,
     masked_conv1d,
     masked_conv2d,
@@ -68,6 +69,7 @@ __all__ = [
     "bias_leaky_relu",
     "categorical_log_prob",
     "conv_mask",
+    "cropped_conv2d",
     "degree_mask",
     "diagonal_lstm",
     "discretized_logistic_mixture_log_prob",

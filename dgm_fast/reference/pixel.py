@@ -63,6 +63,29 @@ def masked_conv2d(
     return F.conv2d(x, torch.where(live, weight, 0.0), bias, padding=padding, dilation=dilation)
 
 
+def cropped_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    mask_type: str,
+    data_channels: int = 1,
+    channel_order: str = "interleaved",
+    dilation: int = 1,
+) -> Tensor:
+    """:func:`masked_conv2d` on the live rows of the kernel alone (of one row, on its live columns)."""
+    live = conv_mask(
+        weight, mask_type=mask_type, data_channels=data_channels, channel_order=channel_order
+    )
+    top, left = (k // 2 for k in weight.shape[2:])
+    cropped = torch.where(live, weight, 0.0)[:, :, : top + 1]
+    if top == 0:
+        cropped = cropped[..., : left + 1]
+    sides = 0 if top == 0 else dilation * left
+    padded = F.pad(x, (dilation * left - sides, 0, dilation * top, 0))
+    return F.conv2d(padded, cropped, bias, padding=(0, sides), dilation=dilation)
+
+
 def masked_conv1d(
     x: Tensor,
     weight: Tensor,
