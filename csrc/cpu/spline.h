@@ -140,8 +140,7 @@ struct PowerOfTwo {
 
   Vec<A> exp(const Vec<A>& v) const {
     if constexpr (std::is_same_v<A, float>) {
-      const auto parts = exp_parts(max_ignoring_nan(lowest, v));
-      return scale_by_power(parts.r + parts.tail + Vec<A>(1), parts.shifted_n - power);
+      return exp_scaled(max_ignoring_nan(lowest, v), power);
     }
     return v;
   }

@@ -365,22 +365,36 @@ inline Vec<A> select(const Mask<A>& mask, const Vec<A>& yes, const Vec<A>& no) {
 #endif
 }
 
-// exp(v) = 2^n (1 + r + r^2 q(r)) with v = n ln 2 + r, |r| <= ln 2 / 2. The pieces, because expm1 and
-// exp - 1 - v need them apart where exp(v) - 1 would cancel.
+// exp(v) = 2^n (1 + r + r^2 q(r)) with v = n ln 2 + r, |r| <= ln 2 / 2, in pieces, because expm1 and exp - 1 - v need
+// them apart where exp(v) - 1 would cancel. (In functions of one result: g++ 12 stores the members of a structure of
+// vectors, whether or not anyone reads them.)
 //
 // n is formed by adding 1.5 2^23, which leaves it in the low bits of the sum: shifted into place, those bits
 // are 2^n as an integer addition to the exponent. Two instructions fewer than rounding and scaling.
-struct ExpParts {
-  Vec<float> shifted_n; // n + 1.5 2^23
-  Vec<float> n;
-  Vec<float> r;
-  Vec<float> tail; // r^2 q(r)
-};
-
 inline constexpr float kShiftToInteger = 12582912.0f;
 inline constexpr float kLog2E = 1.44269504088896341f;
 
-// v 2^n for a normal result, with n as exp_parts() leaves it.
+// n + 1.5 2^23
+inline Vec<float> exp_shifted(const Vec<float>& v) {
+  return at::vec::fmadd(v, Vec<float>(kLog2E), Vec<float>(kShiftToInteger));
+}
+
+inline Vec<float> exp_power(const Vec<float>& shifted_n) {
+  return shifted_n - Vec<float>(kShiftToInteger);
+}
+
+// r. ln 2 in two parts: n times the first is exact.
+inline Vec<float> exp_rest(const Vec<float>& v, const Vec<float>& n) {
+  const Vec<float> r = at::vec::fmadd(n, Vec<float>(-0.693145751953125f), v);
+  return at::vec::fmadd(n, Vec<float>(-1.42860682030941723e-6f), r);
+}
+
+// r with ln 2 in one part: n times 2e-9 off.
+inline Vec<float> exp_short_rest(const Vec<float>& v, const Vec<float>& n) {
+  return at::vec::fmadd(n, Vec<float>(-0.693147180559945309f), v);
+}
+
+// v 2^n for a normal result.
 inline Vec<float> scale_by_power(const Vec<float>& v, const Vec<float>& shifted_n) {
 #if defined(CPU_CAPABILITY_AVX512)
   const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(shifted_n), 23);
@@ -410,22 +424,18 @@ inline Vec<float> exp_tail(const Vec<float>& r) {
   return q * r * r;
 }
 
-inline ExpParts exp_parts(const Vec<float>& v) {
-  const Vec<float> shift(kShiftToInteger);
-  const Vec<float> shifted = at::vec::fmadd(v, Vec<float>(kLog2E), shift);
-  const Vec<float> n = shifted - shift;
-  // ln 2 in two parts: n times the first is exact.
-  Vec<float> r = at::vec::fmadd(n, Vec<float>(-0.693145751953125f), v);
-  r = at::vec::fmadd(n, Vec<float>(-1.42860682030941723e-6f), r);
-  return {shifted, n, r, exp_tail(r)};
+// exp(v) 2^-power for whole powers and a normal result.
+inline Vec<float> exp_scaled(const Vec<float>& v, const Vec<float>& power) {
+  const Vec<float> shifted = exp_shifted(v);
+  const Vec<float> r = exp_rest(v, exp_power(shifted));
+  return scale_by_power(r + exp_tail(r) + Vec<float>(1.0f), shifted - power);
 }
 
 // exp(v) for v in [-87.3, 88.3] to 1e-7: for sums 1 + exp(v) and normalised weights, where its last bit is
 // below the rounding of what follows. Fewer instructions: ln 2 in one part, a degree less.
 inline Vec<float> exp_short(const Vec<float>& v) {
-  const Vec<float> shift(kShiftToInteger);
-  const Vec<float> shifted = at::vec::fmadd(v, Vec<float>(kLog2E), shift);
-  const Vec<float> r = at::vec::fmadd(shifted - shift, Vec<float>(-0.693147180559945309f), v);
+  const Vec<float> shifted = exp_shifted(v);
+  const Vec<float> r = exp_short_rest(v, exp_power(shifted));
   Vec<float> p(0.008312515914440155f);
   p = at::vec::fmadd(p, r, Vec<float>(0.04189050570130348f));
   p = at::vec::fmadd(p, r, Vec<float>(0.16667115688323975f));
@@ -441,8 +451,10 @@ inline Vec<double> exp_short(const Vec<double>& v) {
 
 // exp(v), saturating near 1e-38 and 1e38 instead of reaching denormals and infinity. NaN propagates.
 inline Vec<float> fast_exp(const Vec<float>& v) {
-  const auto parts = exp_parts(at_most(at_least(v, -87.3f), 88.3f));
-  return scale_by_power(parts.r + parts.tail + Vec<float>(1.0f), parts.shifted_n);
+  const Vec<float> inside = at_most(at_least(v, -87.3f), 88.3f);
+  const Vec<float> shifted = exp_shifted(inside);
+  const Vec<float> r = exp_rest(inside, exp_power(shifted));
+  return scale_by_power(r + exp_tail(r) + Vec<float>(1.0f), shifted);
 }
 
 inline Vec<double> fast_exp(const Vec<double>& v) {
@@ -523,13 +535,15 @@ struct ExpMinus {
 };
 
 inline ExpMinus<float> exp_minus(const Vec<float>& v) {
-  const auto parts = exp_parts(at_most(at_least(v, -87.3f), 88.3f));
-  const Vec<float> near = parts.r + parts.tail;
-  const Vec<float> far =
-      scale_by_power(near + Vec<float>(1.0f), parts.shifted_n) - Vec<float>(1.0f);
-  const auto at_zero = parts.n == Vec<float>(0.0f);
-  return {
-      Vec<float>::blendv(far, near, at_zero), Vec<float>::blendv(far - v, parts.tail, at_zero)};
+  const Vec<float> inside = at_most(at_least(v, -87.3f), 88.3f);
+  const Vec<float> shifted = exp_shifted(inside);
+  const Vec<float> n = exp_power(shifted);
+  const Vec<float> r = exp_rest(inside, n);
+  const Vec<float> tail = exp_tail(r);
+  const Vec<float> near = r + tail;
+  const Vec<float> far = scale_by_power(near + Vec<float>(1.0f), shifted) - Vec<float>(1.0f);
+  const auto at_zero = equal(n, Vec<float>(0.0f));
+  return {select(at_zero, near, far), select(at_zero, tail, far - v)};
 }
 
 inline ExpMinus<double> exp_minus(const Vec<double>& v) {
@@ -552,11 +566,13 @@ struct ExpPair {
 };
 
 [[gnu::always_inline]] inline ExpPair<float> exp_pair(const Vec<float>& v) {
-  const auto parts = exp_parts(at_most(at_least(v, -87.3f), 88.3f));
-  const Vec<float> near = parts.r + parts.tail;
-  const Vec<float> value = scale_by_power(near + Vec<float>(1.0f), parts.shifted_n);
-  const auto at_zero = equal(parts.n, Vec<float>(0.0f));
-  return {value, select(at_zero, near, value - Vec<float>(1.0f))};
+  const Vec<float> inside = at_most(at_least(v, -87.3f), 88.3f);
+  const Vec<float> shifted = exp_shifted(inside);
+  const Vec<float> n = exp_power(shifted);
+  const Vec<float> r = exp_rest(inside, n);
+  const Vec<float> near = r + exp_tail(r);
+  const Vec<float> value = scale_by_power(near + Vec<float>(1.0f), shifted);
+  return {value, select(equal(n, Vec<float>(0.0f)), near, value - Vec<float>(1.0f))};
 }
 
 inline ExpPair<double> exp_pair(const Vec<double>& v) {
@@ -568,10 +584,9 @@ inline ExpPair<double> exp_pair(const Vec<double>& v) {
 [[gnu::always_inline]] inline ExpPair<float> exp_pair_of_decay(const Vec<float>& v) {
   const Vec<float> minus_size = at_least(v | Vec<float>(-0.0f), -43.6f);
   const Vec<float> exponent = minus_size + minus_size;
-  const Vec<float> shift(kShiftToInteger);
-  const Vec<float> shifted = at::vec::fmadd(exponent, Vec<float>(kLog2E), shift);
-  const Vec<float> n = shifted - shift;
-  const Vec<float> r = at::vec::fmadd(n, Vec<float>(-0.693147180559945309f), exponent);
+  const Vec<float> shifted = exp_shifted(exponent);
+  const Vec<float> n = exp_power(shifted);
+  const Vec<float> r = exp_short_rest(exponent, n);
   const Vec<float> near = r + exp_tail(r);
   const Vec<float> value = scale_by_power(near + Vec<float>(1.0f), shifted);
   return {value, select(equal(n, Vec<float>(0.0f)), near, value - Vec<float>(1.0f))};
