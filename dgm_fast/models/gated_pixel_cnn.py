@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as torch_functional
 from torch import Tensor, nn
 
 from dgm_fast.functional import PixelNetworkBuilder
@@ -106,8 +105,8 @@ class GatedPixelCNN(PixelModel):
             vertical = vertical.contiguous(memory_format=torch.channels_last)
         for layer in others:
             vertical, horizontal = layer(vertical, horizontal, context)
-        h = self.hidden(torch_functional.relu(horizontal))
-        return torch_functional.relu(h)
+        # In place: nothing else needs the outputs of these layers.
+        return torch.relu_(self.hidden(torch.relu_(horizontal)))
 
     def _describe(self, network: PixelNetworkBuilder, context: Tensor | None) -> int:
         vertical, horizontal = network.image, network.image

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as torch_functional
+import torch
 from torch import Tensor, nn
 
 from dgm_fast.functional import PixelNetworkBuilder
@@ -102,8 +102,8 @@ class PixelCNN(PixelModel):
         h = self.first(x)
         for layer in self.layers:
             h = layer(h, context)
-        h = self.hidden(torch_functional.relu(h))
-        return torch_functional.relu(h)
+        # In place: nothing else needs the outputs of these layers.
+        return torch.relu_(self.hidden(torch.relu_(h)))
 
     def _describe(self, network: PixelNetworkBuilder, context: Tensor | None) -> int:
         h = self.first.describe(network, network.image)

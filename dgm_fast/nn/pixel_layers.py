@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor, nn
 
@@ -48,14 +49,15 @@ class PixelResidual(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        h = self.reduce(torch_functional.relu(x))
-        h = self.conv(torch_functional.relu(h))
+        # In place where nothing else needs the outputs of a layer: fresh memory costs more than the work.
+        h = torch.relu_(self.reduce(torch_functional.relu(x)))
+        h = self.conv(h)
         if self.context_layer is not None:
             h = h + self.context_layer(context)[:, :, None, None]
-        h = torch_functional.relu(h)
+        h = torch.relu_(h)
         if self.dropout:
             h = torch_functional.dropout(h, self.dropout, self.training)
-        return x + self.expand(h)
+        return _add_in_place(self.expand(h), x)
 
     def describe(self, network: PixelNetworkBuilder, x: int, context: Tensor | None = None) -> int:
         """Add the layer on buffer ``x`` to a description for cached sampling; returns its buffer."""
@@ -146,7 +148,7 @@ class GatedPixelLayer(nn.Module):
             h = torch_functional.dropout(h, self.dropout, self.training)
         h = self.output(h)
         if self.residual:
-            h = horizontal + h
+            h = _add_in_place(h, horizontal)
         if self.last:
             return None, h
         condition = None if self.vertical_context is None else self.vertical_context(context)
@@ -189,3 +191,8 @@ class GatedPixelLayer(nn.Module):
         if self.last:
             return above, h
         return network.elementwise("tanh_gate", above), h
+
+
+def _add_in_place(h: Tensor, x: Tensor) -> Tensor:
+    """h + x in the memory of h, a layer's output that nothing else needs, if the dtypes agree."""
+    return h.add_(x) if h.dtype == x.dtype else h + x
