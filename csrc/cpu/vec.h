@@ -391,7 +391,12 @@ inline Vec<float> exp_rest(const Vec<float>& v, const Vec<float>& n) {
 
 // r with ln 2 in one part: n times 2e-9 off.
 inline Vec<float> exp_short_rest(const Vec<float>& v, const Vec<float>& n) {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
   return at::vec::fmadd(n, Vec<float>(-0.693147180559945309f), v);
+#else
+  // A product that is rounded before the sum would be off by more.
+  return exp_rest(v, n);
+#endif
 }
 
 // v 2^n for a normal result.
