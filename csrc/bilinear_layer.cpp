@@ -37,6 +37,51 @@ struct Geometry {
         groups(numbers[6]) {}
 };
 
+// Bytes of what a call on a part of the batch reads and writes: malloc has blocks of that size at hand. It gives larger ones
+// back to the system, and the page faults of fresh memory then take up to a quarter of a critic's step.
+constexpr int64_t kPartBytes = 2 << 20;
+constexpr int64_t kFewestSamples = 8;
+
+// visit(begin, count) for equal parts of the batch of a convolution between x and an output of `out_bytes`.
+template <typename F>
+void each_part(const Tensor& x, int64_t out_bytes, F&& visit) {
+  const int64_t batch = x.size(0);
+  const int64_t bytes = static_cast<int64_t>(x.nbytes()) + out_bytes;
+  const int64_t sample = std::max<int64_t>(1, bytes / std::max<int64_t>(1, batch));
+  const int64_t fitting = std::max(kFewestSamples, kPartBytes / sample);
+  const int64_t parts = std::max<int64_t>(1, (batch + fitting - 1) / fitting);
+  const int64_t size = std::max<int64_t>(1, (batch + parts - 1) / parts);
+  int64_t begin = 0;
+  do {
+    visit(begin, std::min(size, batch - begin));
+    begin += size;
+  } while (begin < batch);
+}
+
+// Writes a part into the result of the whole batch, in the memory format of the first.
+void put_part(Tensor& whole, const Tensor& part, int64_t begin, int64_t batch) {
+  if (part.size(0) == batch) {
+    whole = part;
+    return;
+  }
+  if (!whole.defined()) {
+    const auto s = part.sizes();
+    const bool last = !part.is_contiguous() && part.is_contiguous(at::MemoryFormat::ChannelsLast);
+    whole = last
+        ? empty_output({batch, s[2], s[3], s[1]}, part.scalar_type()).permute({0, 3, 1, 2})
+        : empty_output({batch, s[1], s[2], s[3]}, part.scalar_type());
+  }
+  whole.narrow(0, begin, part.size(0)).copy_(part);
+}
+
+void add_part(Tensor& sum, const Tensor& part) {
+  if (sum.defined()) {
+    sum.add_(part);
+  } else {
+    sum = part;
+  }
+}
+
 std::tuple<Tensor, Tensor, Tensor> convolution_gradient(
     const Tensor& signal,
     const Tensor& x,
@@ -44,18 +89,33 @@ std::tuple<Tensor, Tensor, Tensor> convolution_gradient(
     at::IntArrayRef geometry,
     std::array<bool, 3> wanted) {
   const Geometry g(geometry);
-  return at::convolution_backward(
-      signal,
-      x,
-      weight,
-      wanted[2] ? at::OptionalIntArrayRef(weight.sizes().slice(0, 1)) : std::nullopt,
-      g.stride,
-      g.padding,
-      g.dilation,
-      false,
-      {0, 0},
-      g.groups,
-      wanted);
+  const auto bias_sizes =
+      wanted[2] ? at::OptionalIntArrayRef(weight.sizes().slice(0, 1)) : std::nullopt;
+  Tensor of_x, of_weight, of_bias;
+  each_part(x, static_cast<int64_t>(signal.nbytes()), [&](int64_t begin, int64_t count) {
+    const auto [part_x, part_weight, part_bias] = at::convolution_backward(
+        signal.narrow(0, begin, count),
+        x.narrow(0, begin, count),
+        weight,
+        bias_sizes,
+        g.stride,
+        g.padding,
+        g.dilation,
+        false,
+        {0, 0},
+        g.groups,
+        wanted);
+    if (wanted[0]) {
+      put_part(of_x, part_x, begin, x.size(0));
+    }
+    if (wanted[1]) {
+      add_part(of_weight, part_weight);
+    }
+    if (wanted[2]) {
+      add_part(of_bias, part_bias);
+    }
+  });
+  return {of_x, of_weight, of_bias};
 }
 
 Tensor layer(
@@ -65,8 +125,22 @@ Tensor layer(
   }
   TORCH_CHECK(geometry.size() == kGeometry, "geometry has ", geometry.size(), " numbers");
   const Geometry g(geometry);
-  return at::convolution(
-      x, weight, bias, g.stride, g.padding, g.dilation, false, {0, 0}, g.groups);
+  Tensor out;
+  // The output is about as large.
+  each_part(x, static_cast<int64_t>(x.nbytes()), [&](int64_t begin, int64_t count) {
+    const Tensor part = at::convolution(
+        x.narrow(0, begin, count),
+        weight,
+        bias,
+        g.stride,
+        g.padding,
+        g.dilation,
+        false,
+        {0, 0},
+        g.groups);
+    put_part(out, part, begin, x.size(0));
+  });
+  return out;
 }
 
 Tensor layer_input_gradient(

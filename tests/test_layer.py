@@ -99,6 +99,27 @@ def test_layouts(name: str, layout: str) -> None:
             torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("channels", [1, 8])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_batch_in_parts(layout: torch.memory_format, channels: int) -> None:
+    """Megabytes are convolved in parts; first derivatives in one pass over them, second ones by the ops."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.rand(37, channels, 64, 64, generator=generator).contiguous(memory_format=layout)
+    weight = 0.1 * torch.randn(16, channels, 3, 3, generator=generator)
+    bias = torch.rand(16, generator=generator)
+    tensors = [t.requires_grad_() for t in (x, weight, bias)]
+    results = []
+    for function in (F.conv2d, plain.conv2d):
+        out = function(*tensors, 2, 1)
+        first = torch.autograd.grad(out.square().mean(), tensors, retain_graph=True)
+        (inner,) = torch.autograd.grad(out.square().mean(), x, create_graph=True)
+        second = torch.autograd.grad(inner.square().sum(), tensors)
+        results.append((out, *first, *second))
+    assert results[0][0].stride() == results[1][0].stride()
+    for got, want in zip(*results, strict=True):
+        assert (got - want).norm() <= 1e-5 * want.norm()
+
+
 @pytest.mark.parametrize("name", ["linear", "grouped"])
 def test_opcheck(name: str) -> None:
     x, weight, bias = arguments(name, torch.float32)
