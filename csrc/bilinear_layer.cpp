@@ -8,6 +8,7 @@
 #include "few_channels.h"
 #include "layout.h"
 
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
@@ -222,7 +223,9 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
     // An absent bias has no edge to ask about.
     const bool of_bias = ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2);
     const bool of_input = ctx->needs_input_grad(0);
-    if (!geometry.empty() && !at::GradMode::is_enabled() &&
+    // What traces this has tensors without memory: the ops below are for it.
+    const bool traced = at::isTensorSubclassLike(grad);
+    if (!geometry.empty() && !at::GradMode::is_enabled() && !traced &&
         !(of_input && has_few_channels(saved[1], Geometry(geometry).groups))) {
       // All in one call of the library's.
       std::tie(result[0], result[1], result[2]) = convolution_gradient(
