@@ -417,6 +417,26 @@ def test_accelerate_swaps_convolutions_in_place() -> None:
     assert report.kept[0].reason == "it pads by 'reflect'"
 
 
+def test_accelerate_swaps_large_linear_layers_in_place() -> None:
+    critic = nn.Sequential(nn.Linear(600, 512), nn.LeakyReLU(0.2), nn.Linear(512, 1)).double()
+    plain = copy.deepcopy(critic)
+    report = dgm_fast.accelerate(critic)
+    assert [(r.name, r.after) for r in report.replaced] == [
+        ("0", "dgm_fast.nn.Linear"),
+        ("1", "dgm_fast.nn.LeakyReLU"),
+    ]
+    assert critic.state_dict().keys() == plain.state_dict().keys()
+    inputs = {n: torch.rand(5, 600, dtype=torch.float64) for n in ("real", "fake")}
+    inputs["eps"] = torch.rand(5, dtype=torch.float64)
+    assert F.explain_gradient_penalty(critic, inputs["real"])[0] == "explicit"
+    want = gradients(plain, plain_loss(plain, inputs, "wasserstein", "gp"))
+    for method in ("explicit", "exact"):
+        outputs = critic(inputs["fake"]).mean() - critic(inputs["real"]).mean()
+        loss = outputs + F.gradient_penalty(critic, **inputs, method=method)
+        for key, got in gradients(critic, loss).items():
+            torch.testing.assert_close(got, want[key], rtol=1e-10, atol=1e-10)
+
+
 def test_lazy_penalty() -> None:
     inputs, critic = samples("mlp"), make("mlp")
     lazy = dgm_fast.nn.LazyPenalty(3, F.r1_penalty)

@@ -77,9 +77,10 @@ def _steps(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
         isinstance(module, nn.Dropout) and not module.training
     ):
         return
-    elif isinstance(module, nn.Linear | nn.Conv2d) and type(module).forward not in (
-        nn.Linear.forward,
-        nn.Conv2d.forward,
+    elif (
+        isinstance(module, nn.Linear | nn.Conv2d)
+        and type(module).forward not in (nn.Linear.forward, nn.Conv2d.forward)
+        and not getattr(type(module), "plain_forward", False)
     ):
         raise NotAChain(f"{label} has a forward of its own")
     else:

@@ -58,8 +58,9 @@ def accelerate(module: nn.Module) -> AccelerationReport:
 
     Every submodule that a rule knows is changed; parameters, hooks, names and results stay the same.
     Functions called inside a ``forward`` (``F.leaky_relu``) cannot be seen. Of plain PyTorch it knows
-    LeakyReLU and ReLU, which get no second derivative to push through the network, and Conv2d, whose
-    second derivative forms only the gradients that are wanted.
+    LeakyReLU and ReLU, which get no second derivative to push through the network, Conv2d, whose second
+    derivative forms only the gradients that are wanted, and Linear with a weight of a megabyte or more,
+    whose gradient has memory that is used again.
 
     Args:
         module: the model. Modified.

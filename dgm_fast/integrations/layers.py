@@ -5,7 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from dgm_fast.integrations.accelerate import rule
-from dgm_fast.nn import Conv2d
+from dgm_fast.nn import Conv2d, Linear
+
+# Gradients of this many bytes come from the library's pool of memory.
+_POOLED_BYTES = 1 << 20
 
 
 @rule
@@ -18,3 +21,13 @@ def convolution(module: nn.Module, previous: nn.Module | None) -> tuple[str, str
     # The class only: parameters, hooks and other references to the module stay.
     module.__class__ = Conv2d
     return "dgm_fast.nn.Conv2d", ""
+
+
+@rule
+def large_linear(module: nn.Module, previous: nn.Module | None) -> tuple[str, str] | None:
+    """Linear with a large weight: its gradient has memory that is used again, and autograd adds to it in
+    place. A small one has nothing to gain."""
+    if type(module) is not nn.Linear or module.weight.nbytes < _POOLED_BYTES:
+        return None
+    module.__class__ = Linear
+    return "dgm_fast.nn.Linear", ""

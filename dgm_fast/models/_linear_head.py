@@ -38,7 +38,8 @@ def split_decoder(decoder: nn.Module) -> tuple[Callable[[Tensor], Tensor], nn.Li
         hidden, output = getattr(decoder, "hidden", None), getattr(decoder, "output", None)
     if not callable(hidden) or not isinstance(output, nn.Linear):
         raise TypeError(f"{_NEEDS}{type(decoder).__name__}")
-    if type(output).forward is not nn.Linear.forward:
+    plain = type(output).forward is nn.Linear.forward
+    if not plain and not getattr(type(output), "plain_forward", False):
         raise TypeError(f"{_NEEDS}a last layer with a forward of its own, {type(output).__name__}")
     for name, module in (("the decoder", decoder), ("its last layer", output)):
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:

@@ -27,7 +27,7 @@ from dgm_fast.nn.gated_residual import GatedResidual, concat_elu
 from dgm_fast.nn.image_coupling import ImageCoupling
 from dgm_fast.nn.invertible_conv import InvertibleConv1x1
 from dgm_fast.nn.invertible_linear import GeneralLinear, LULinear
-from dgm_fast.nn.layer import Conv2d
+from dgm_fast.nn.layer import Conv2d, Linear
 from dgm_fast.nn.lazy_penalty import LazyPenalty
 from dgm_fast.nn.logit import LogitTransform
 from dgm_fast.nn.made import MADE
@@ -75,6 +75,7 @@ __all__ = [
     "LULinear",
     "LazyPenalty",
     "LeakyReLU",
+    "Linear",
     "LogisticMixtureElement",
     "LogitTransform",
     "MaskedAutoregressive",

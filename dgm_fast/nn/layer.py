@@ -1,10 +1,20 @@
-"""Drop-in layers whose second derivatives form only what is wanted."""
+"""Drop-in layers whose derivatives of any order form only what is wanted, in memory that is used again."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from dgm_fast import functional
+
+
+class Linear(nn.Linear):
+    """``torch.nn.Linear`` by :func:`dgm_fast.functional.linear`."""
+
+    # For code that takes networks apart: forward is that of nn.Linear but for its derivatives.
+    plain_forward = True
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self.weight, self.bias)
 
 
 class Conv2d(nn.Conv2d):
