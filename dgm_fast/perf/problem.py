@@ -51,8 +51,11 @@ def make_problem(
     with torch.no_grad():
         outputs = as_tuple(case.eager(**inputs))
     generator = torch.Generator().manual_seed(seed + 1)
+    # Dense, and in the output's memory format, as what follows it in a network would give it.
     grad_out = tuple(
-        torch.randn(out.shape, generator=generator, dtype=torch.float32).to(device, out.dtype)
+        torch.empty_like(out).copy_(
+            torch.randn(out.shape, generator=generator, dtype=torch.float32)
+        )
         for out in outputs
     )
     second = {
