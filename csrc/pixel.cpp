@@ -44,7 +44,7 @@ bool direct(const Tensor& x) {
       (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble);
 }
 
-// Where every tap is live the library does as much work; with few channels its kernels waste less of their vectors.
+// With few channels the library's kernels waste less of their vectors.
 bool direct_shifted(const Tensor& x, const Tensor& weight) {
   constexpr int64_t kFewest = 16;
   return direct(x) && std::min(weight.size(0), weight.size(1)) >= kFewest;

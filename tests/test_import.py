@@ -147,11 +147,11 @@ def test_every_level_of_this_machine_can_be_forced(level: str) -> None:
     assert output(CHECK_LEVEL, DGM_FAST_ISA=level).strip() == level
 
 
-def test_highest_runnable_level_is_the_default() -> None:
+def test_highest_vector_level_is_the_default() -> None:
     if ops.active_isa() is None:
         pytest.skip("the C++ extension is not built")
     text = output("from dgm_fast import ops; print(ops.active_isa())", DGM_FAST_ISA="")
-    assert text.strip() == ops.runnable_isas()[-1]
+    assert text.strip() == [level for level in ops.runnable_isas() if level != "amx"][-1]
 
 
 def test_unknown_level_is_a_clear_error() -> None:

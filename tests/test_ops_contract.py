@@ -79,10 +79,27 @@ def test_reference_large(case: OpCase, dtype: torch.dtype) -> None:
     check_reference(case, dtype)
 
 
-# What runs at the highest level by default, all other tests run at that.
+# The ops with kernels on the matrix units; the others' are those of "avx512".
+ON_MATRIX_UNITS = {
+    "diagonal_lstm",
+    "linear_bernoulli_log_prob",
+    "linear_categorical_log_prob",
+    "masked_conv2d",
+    "row_lstm",
+    "shifted_conv2d",
+}
+
+
 @needs_extension
-@pytest.mark.parametrize("level", [level for level in ops.runnable_isas() if level != "amx"])
-@pytest.mark.parametrize("case", CASES + LARGE, ids=str)
+@pytest.mark.parametrize(
+    ("case", "level"),
+    [
+        pytest.param(case, level, id=f"{case}-{level}")
+        for case in CASES + LARGE
+        for level in ops.runnable_isas()
+        if level != "amx" or case.op in ON_MATRIX_UNITS
+    ],
+)
 def test_every_isa_level(case: OpCase, level: str) -> None:
     active = ops.active_isa()
     assert active is not None
