@@ -13,8 +13,8 @@ from types import ModuleType
 import torch
 
 # "amx" is the library of "avx512" with some kernels on the processor's matrix units. It is never chosen
-# unasked: on shared machines the units run at a third of their rate for minutes, and its kernels are then the
-# slower ones.
+# unasked: on shared machines the units run at a third of their rate for minutes, and its kernels are then
+# the slower ones.
 ISA_LEVELS = ("baseline", "avx2", "avx512", "amx")
 _LIBRARIES = {"amx": "avx512"}
 _CAPABILITY_LEVEL = {"AVX2": 1, "AVX512": 2}
