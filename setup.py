@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import setup
@@ -45,6 +47,20 @@ def levels() -> dict[str, list[str]]:
         asked = os.environ.get("DGM_FAST_LEVELS")
         return {k: X86_LEVELS[k] for k in asked.split(",")} if asked else X86_LEVELS
     return {"baseline": X86_LEVELS["baseline"]}
+
+
+def assembles_tiles() -> bool:
+    """Whether the assembler knows the matrix units' instructions (binutils 2.35, LLVM 11 and newer)."""
+    compiler = os.environ.get("CXX", "c++").split()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*compiler, "-x", "c++", "-c", "-o", str(Path(folder) / "tiles.o"), "-"]
+        code = 'void release() { asm volatile("tilerelease"); }'
+        try:
+            return (
+                subprocess.run(command, input=code, text=True, capture_output=True).returncode == 0
+            )
+        except OSError:
+            return False
 
 
 def sources(pattern: str) -> list[str]:
@@ -79,6 +95,8 @@ def extensions() -> tuple[list, dict]:
         )
     ]
     for level, flags in levels().items():
+        if level == "avx512" and assembles_tiles():
+            flags = [*flags, "-DDGM_FAST_AMX"]
         modules.append(
             CppExtension(
                 f"dgm_fast._kernels_{level}",

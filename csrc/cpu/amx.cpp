@@ -1,6 +1,6 @@
 #include "amx.h"
 
-#if defined(CPU_CAPABILITY_AVX512) && defined(__linux__)
+#if defined(DGM_FAST_AMX) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -11,7 +11,7 @@
 namespace dgm_fast {
 inline namespace CPU_CAPABILITY {
 
-#if defined(CPU_CAPABILITY_AVX512)
+#if defined(DGM_FAST_AMX)
 namespace {
 
 bool ask_for_tiles() {

@@ -4,8 +4,9 @@
 // are formed, h h + h m + m h + m m + h l + l h; the other three lie below 2^-26 of x y, under float32's own rounding.
 // Six products of these units take 3/8 of the time of one on the vector units.
 //
-// Only files of the AVX-512 level use this, and only after amx_available(): the instructions are written as assembly, so
-// that no file needs a compiler flag that would let them into shared inline functions.
+// Only files of the AVX-512 level use this, where the assembler knows the instructions (DGM_FAST_AMX), and only after
+// amx_available(): they are written as assembly, so that no file needs a compiler flag that would let them into shared
+// inline functions.
 #pragma once
 
 #include "vec.h"
@@ -19,7 +20,7 @@ inline namespace CPU_CAPABILITY {
 // The processor has bfloat16 tiles and the system lets this process use them; asks for it once.
 bool amx_available();
 
-#if defined(CPU_CAPABILITY_AVX512)
+#if defined(DGM_FAST_AMX)
 
 // Rows of a tile, floats of a row of C; a step of a product adds up kStepDepth terms.
 inline constexpr int64_t kTileSide = 16;

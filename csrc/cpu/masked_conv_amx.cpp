@@ -9,7 +9,7 @@
 
 #include <atomic>
 
-#if defined(CPU_CAPABILITY_AVX512)
+#if defined(DGM_FAST_AMX)
 
 namespace dgm_fast {
 inline namespace CPU_CAPABILITY {

@@ -73,7 +73,7 @@ struct PixelKernels {
 // One function a file.
 void fill_gated(PixelKernels& kernels);
 void fill_masked_conv(PixelKernels& kernels);
-#if defined(CPU_CAPABILITY_AVX512)
+#if defined(DGM_FAST_AMX)
 void fill_amx(PixelKernels& kernels);
 #endif
 

@@ -12,7 +12,7 @@
 #include <atomic>
 #include <vector>
 
-#if defined(CPU_CAPABILITY_AVX512)
+#if defined(DGM_FAST_AMX)
 
 namespace dgm_fast {
 inline namespace CPU_CAPABILITY {

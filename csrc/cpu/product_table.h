@@ -35,7 +35,7 @@ struct ProductKernels {
 };
 
 void fill(ProductKernels& kernels);
-#if defined(CPU_CAPABILITY_AVX512)
+#if defined(DGM_FAST_AMX)
 void fill_amx(ProductKernels& kernels);
 #endif
 
