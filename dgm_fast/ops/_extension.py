@@ -20,6 +20,8 @@ _LIBRARIES = {"amx": "avx512"}
 _CAPABILITY_LEVEL = {"AVX2": 1, "AVX512": 2}
 
 _missing: list[str] = []
+# In use; here and not asked of the extension, so that compiled graphs can read it.
+_level: str | None = None
 
 
 def _report_missing(what: str) -> None:
@@ -76,6 +78,8 @@ def use_isa(level: str) -> None:
     kernels = importlib.import_module(_library(level))
     table = kernels.amx_table if level == "amx" else kernels.table
     extension.use_kernels(table, kernels.table_size, level)
+    global _level
+    _level = level
 
 
 def default_isa() -> str:
@@ -85,7 +89,7 @@ def default_isa() -> str:
 
 def active_isa() -> str | None:
     """The level in use, or None without the extension."""
-    return extension.active_isa() if extension is not None else None
+    return _level
 
 
 def active_library() -> str:

@@ -129,13 +129,16 @@ def strategy(
 
     Args:
         op: its name.
-        strategies: functions of ``tensors`` by name.
-        default: what the static rule chooses. It is taken where a backend is asked for by name.
+        strategies: functions of ``tensors`` by name, the op's own first, which is what a backend asked for
+            by name takes.
+        default: what the static rule chooses.
         tensors, options: the call's arguments.
     """
     tracing = torch.compiler.is_compiling()
+    if _backend.get_backend() != "auto":
+        return next(iter(strategies.values()))
     # Without entries no shape is looked at, so that compiled graphs stay symbolic.
-    if _backend.get_backend() != "auto" or not (_measured or (_active and not tracing)):
+    if not (_measured or (_active and not tracing)):
         return strategies[default]
     call = _describe(op, tensors, options)
     if _active is not None and not tracing and call not in _measured:
