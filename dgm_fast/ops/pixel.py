@@ -62,6 +62,17 @@ def _conv_fake(
     return empty_image(x, weight.shape[0])
 
 
+def conv_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for a convolution's gradients, as the C++ functions make it."""
+    return (
+        empty_image(x, x.shape[1]) if mask[0] else x.new_empty(0),
+        weight.new_empty(weight.shape if mask[1] else 0),
+        grad.new_empty(0) if bias is None else bias.new_empty(bias.shape if mask[2] else 0),
+    )
+
+
 def _conv_backward_fake(
     grad: Tensor,
     x: Tensor,
@@ -73,11 +84,7 @@ def _conv_backward_fake(
     dilation: int,
     mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        empty_image(x, x.shape[1]) if mask[0] else x.new_empty(0),
-        weight.new_empty(weight.shape if mask[1] else 0),
-        grad.new_empty(0) if bias is None else bias.new_empty(bias.shape if mask[2] else 0),
-    )
+    return conv_gradients(grad, x, weight, bias, mask)
 
 
 def _gated_reference(x: Tensor, bias: Tensor | None, condition: Tensor | None, dim: int) -> Tensor:

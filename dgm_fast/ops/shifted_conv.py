@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dgm_fast import reference
 from dgm_fast.ops._registry import OpSpec, register, registered
-from dgm_fast.ops.pixel import empty_image
+from dgm_fast.ops.pixel import conv_gradients, empty_image
 
 
 def _fake(
@@ -31,11 +31,7 @@ def _backward_fake(
     first_column: int,
     mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        empty_image(x, x.shape[1]) if mask[0] else x.new_empty(0),
-        weight.new_empty(weight.shape if mask[1] else 0),
-        grad.new_empty(0) if bias is None else bias.new_empty(bias.shape if mask[2] else 0),
-    )
+    return conv_gradients(grad, x, weight, bias, mask)
 
 
 def _reference(
